@@ -139,7 +139,7 @@ def test_test_rows_need_no_labels(load):
     assert load(test=as_csv([("a", "yes")])).tests[0].labels == [1]
     with pytest.raises(UserError, match=r"test\.csv, line 2: the label 'maybe' is not in the training file"):
         load(test=as_csv([("a", "maybe")]))
-    with pytest.raises(UserError, match=r"test\.jsonl, line 1 has no column 'label', it has: 'text'"):
+    with pytest.raises(UserError, match=r"test\.jsonl, line 1, column 'label' is null; it should be a string"):
         load(as_jsonl(ROWS), test='{"text": "a"}\n{"text": "b", "label": "yes"}\n', suffix=".jsonl")
 
 
@@ -215,7 +215,7 @@ def test_long_texts(load):
         ('text,label\n"a\n\n\nb",x\n  ,y\n', r"line 6, column 'text' is empty"),
         ('text,label\na,x\n"b,y\nc,y\n', r"the record that starts in line 3 is broken: unexpected end of data"),
         ('text,label\n"a" b,x\n', r"the record that starts in line 2 is broken: ',' expected after '\"'"),
-        ("text,tag\na,x\n", r"line 2 has no column 'label', it has: 'text', 'tag'"),
+        ("text,tag\na,x\n", r"line 1 has no column 'label', it has: 'text', 'tag'"),
         ("label,label,text\na,x,y\n", r"line 1 names the column 'label' more than once"),
         ('text,label\na,"x\ty"\nb,z\n', r"line 2, column 'label' is 'x\\ty'; it should have neither tabs nor"),
         (b"text,label\na,x\n\xe9,y\n", r"line 3 is not UTF-8: byte 0xe9 at offset 0"),
@@ -230,18 +230,21 @@ def test_broken_csv(load, content, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", r"line 3 is not a JSON object: Expecting value$"),
-        ('{"text": "a"', r"line 3 is not a JSON object: Expecting ',' delimiter$"),
-        ('["a", "x"]', r"line 3 is not a JSON object but \['a', 'x'\]; each line should be one"),
-        ('{"text": "a", "label": "x", "text": "b"}', r"line 3 is not a JSON object: it has 'text' more than once"),
-        ("[" * 100_000, r"line 3 is not a JSON object: maximum recursion"),
+        ("not json", r"line 3 is not a JSON object, as each line should be: Expecting value$"),
+        ('{"text": "a"', r"line 3 is not a JSON object, as each line should be: Expecting ',' delimiter$"),
+        ('["a", "x"]', r"line 3 is not a JSON object, as each line should be, but \['a', 'x'\]"),
+        (
+            '{"text": "a", "label": "x", "text": "b"}',
+            r"line 3 is not a JSON .* should be: it has 'text' more than once",
+        ),
+        ("[" * 100_000, r"line 3 is not a JSON object, as each line should be: maximum recursion"),
         ('{"label": "x", "title": "b"}', r"line 3 has no column 'text', it has: 'label', 'title'"),
         ('{"text": null, "label": "x"}', r"line 3, column 'text' is null; it should be text"),
         ('{"text": 5, "label": "x"}', r"line 3, column 'text' is 5; it should be text"),
         ('{"text": " ", "label": "x"}', r"line 3, column 'text' is empty"),
         ('{"text": "a", "label": ""}', r"line 3, column 'label' is empty"),
         ('{"text": "\\ud800", "label": "x"}', r"line 3, column 'text' is not valid Unicode: surrogates not allowed"),
-        ("", r"line 3 is not a JSON object: Expecting value$"),
+        ("", r"line 3 is not a JSON object, as each line should be: Expecting value$"),
     ],
 )
 def test_broken_jsonl(load, line, message):
@@ -266,7 +269,7 @@ def test_wrong_arguments(load, tmp_path):
         load(suffix=".xlsx")
     paths = {"train": tmp_path / "nowhere.csv", "validation": None, "test": None}
     options = {"text_columns": ["text"], "label_column": "label", "regression": False, "holdout": 0.1, "seed": 0}
-    with pytest.raises(UserError, match=r"nowhere\.csv cannot be read after line 0: No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.csv cannot be read: No such file"):
         load_table("own", **paths, **options)
     with pytest.raises(UserError, match=r"the task's name is '\.\./own'; it should be letters"):
         load_table("../own", **paths, **options)

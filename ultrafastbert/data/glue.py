@@ -196,10 +196,10 @@ def _read_test(glue: GlueTask, title: str, path: Path) -> Split:
     _check_file(path)
     lines, texts, ids = [], [], []
     for number, (*row, id) in read_tsv(path, (*glue.texts, glue.id)):
-        lines.append(f"{path}, line {number}")
+        lines.append(number)
         texts.append(tuple(row))
         ids.append(id)
-    _check_ids(ids, lines)
+    _check_ids(ids, f"{path}, line", lines)
     return Split(title, texts, None, ids)
 
 
@@ -236,13 +236,14 @@ def _notes_on(broken: list[int] | None, path: Path) -> list[str]:
     return [f"left out {len(broken)} lines of {path} with the wrong number of columns: {lines}"]
 
 
-def _check_ids(ids: Sequence[str], places: Sequence[str]) -> None:
-    first = {}
-    for id, place in zip(ids, places, strict=True):
+def _check_ids(ids: Sequence[str], place: str, numbers: Iterable[int]) -> None:
+    first: dict[int, int] = {}
+    for id, number in zip(ids, numbers, strict=True):
         if not (id.isascii() and id.isdigit()):
-            raise UserError(f"{place}: the row's id is {id!r}; it should be a whole number")
-        if first.setdefault(int(id), place) is not place:
-            raise UserError(f"{place}: the row's id is {id}; so is that of {first[int(id)]}, and ids should differ")
+            raise UserError(f"{place} {number}: the row's id is {id!r}; it should be a whole number")
+        before = first.setdefault(int(id), number)
+        if before != number:
+            raise UserError(f"{place} {number}: the row's id is {id}, as in {before}; each should be there once")
 
 
 def _numbers(rows: Sequence) -> list[str]:
@@ -291,7 +292,7 @@ def _hub_split(glue: GlueTask, title: str, rows: "datasets.Dataset", place: str,
     texts = list(zip(*(_stripped(content[column], column, place) for column in columns), strict=True))
     if not is_labelled:
         ids = [str(id) for id in content["idx"]]
-        _check_ids(ids, [f"{place}, row {row}" for row in range(len(ids))])
+        _check_ids(ids, f"{place}, row", range(len(ids)))
         return Split(title, texts, None, ids)
     labels = [
         _hub_label(glue, value, f"{place}, row {row}, column 'label'") for row, value in enumerate(content["label"])

@@ -14,7 +14,7 @@ import random
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,7 +182,7 @@ def _selection(split: Split, rows: Sequence[int], notes: list[str]) -> Split:
 
 def _read_table(path: Path, columns: Columns, needs_labels: bool = True) -> Table:
     """The texts and labels of a file, none of them empty; labels are None if they may be and no row has one."""
-    records = _read_records(path)
+    records = _read_records(path, [*columns.texts] + [columns.label] * needs_labels)
     if not records:
         raise UserError(f"{path} has no rows")
     has_labels = needs_labels or any(columns.label in record for _, record in records)
@@ -197,7 +197,7 @@ def _read_table(path: Path, columns: Columns, needs_labels: bool = True) -> Tabl
 
 
 def _text(record: dict, column: str, place: str) -> str:
-    value = _value(record, column, place)
+    value = record[column]
     if not isinstance(value, str):
         raise UserError(f"{place}, column {column!r} is {_shown(value)}; it should be text")
     return _checked(value, column, place)
@@ -205,7 +205,7 @@ def _text(record: dict, column: str, place: str) -> str:
 
 def _word(record: dict, columns: Columns, place: str) -> str:
     """The label as a word: of JSON's values, those that can be written in one way only."""
-    value = _value(record, columns.label, place)
+    value = record.get(columns.label)  # JSON's test rows are to have all a label or none
     allowed = (str, int, float) if columns.regression else (str, int)
     if not isinstance(value, allowed) or (columns.regression and isinstance(value, bool)):
         expected = "a number" if columns.regression else "a string, a whole number, true or false"
@@ -217,12 +217,6 @@ def _word(record: dict, columns: Columns, place: str) -> str:
             "for files of predictions to hold it"
         )
     return word
-
-
-def _value(record: dict, column: str, place: str) -> object:
-    if column not in record:
-        raise UserError(f"{place} has no column {column!r}, it has: {', '.join(map(repr, record)) or 'none'}")
-    return record[column]
 
 
 def _checked(text: str, column: str, place: str) -> str:
@@ -240,25 +234,26 @@ def _shown(value: object) -> str:
     return "null" if value is None else reprlib.repr(value)
 
 
-def _read_records(path: Path) -> list[tuple[int, dict]]:
-    """The line number and the values by column of each row; blank lines at the end are none."""
+def _read_records(path: Path, needed: list[str]) -> list[tuple[int, dict]]:
+    """The line number and the values by column (`needed` are there) of each row; blank lines at the end are none."""
     name = Path(path.name.lower())
     suffix = Path(name.stem).suffix if name.suffix == ".gz" else name.suffix
     if suffix in DELIMITERS:
-        return list(_delimited_records(path, DELIMITERS[suffix]))
+        return list(_delimited_records(path, DELIMITERS[suffix], needed))
     if suffix in JSON_SUFFIXES:
-        return list(_json_records(path))
+        return list(_json_records(path, needed))
     kinds = ", ".join((*DELIMITERS, *JSON_SUFFIXES))
     raise UserError(f"{path} is of an unknown kind; its name should end in one of {kinds}, then .gz or nothing")
 
 
-def _delimited_records(path: Path, delimiter: str) -> Iterator[tuple[int, dict]]:
+def _delimited_records(path: Path, delimiter: str, needed: list[str]) -> Iterator[tuple[int, dict]]:
     (line, names), *rows = _without_blank_end(_read_delimited(path, delimiter)) or [(1, [])]
     if not names:
         raise UserError(f"{path}, line {line} is blank; it should name the columns")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}, line {line} names the column {repeated[0]!r} more than once")
+    _check_names(names, needed, f"{path}, line {line}")
     for line, fields in rows:
         if len(fields) != len(names):
             columns = f"{len(fields)} column{'s' * (len(fields) != 1)}"
@@ -283,17 +278,24 @@ def _read_delimited(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
         csv.field_size_limit(limit)
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict]]:
+def _json_records(path: Path, needed: list[str]) -> Iterator[tuple[int, dict]]:
     for number, line in _without_blank_end([(number, line.strip()) for number, line in read_lines(path)]):
         place = f"{path}, line {number}"
         try:
             record = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:  # the latter: nested too deeply
             reason = getattr(error, "msg", error)  # without the place, which is one in the line
-            raise UserError(f"{place} is not a JSON object: {reason}") from error
+            raise UserError(f"{place} is not a JSON object, as each line should be: {reason}") from error
         if not isinstance(record, dict):
-            raise UserError(f"{place} is not a JSON object but {_shown(record)}; each line should be one")
+            raise UserError(f"{place} is not a JSON object, as each line should be, but {_shown(record)}")
+        _check_names(record, needed, place)
         yield number, record
+
+
+def _check_names(names: Iterable[str], needed: list[str], place: str) -> None:
+    for name in needed:
+        if name not in names:
+            raise UserError(f"{place} has no column {name!r}, it has: {', '.join(map(repr, names)) or 'none'}")
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:

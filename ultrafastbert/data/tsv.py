@@ -29,7 +29,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, _decoded(line, path, number)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read after line {number}: {reason}") from error
+        raise UserError(f"{path} cannot be read{f' after line {number}' * (number > 0)}: {reason}") from error
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:
