@@ -6,7 +6,7 @@ Notable:
 - Test splits never have labels, though the Hub publishes those of MRPC: the benchmark's server scores them.
 - Rows of a test split keep the order and the ids of their file. The server knows them by the ids, so these must be
   numbers, each there once; they need not ascend.
-- An empty text stays: QQP has some, and in a test file its row needs a prediction like any other.
+- An empty text stays: in a test file its row needs a prediction like any other.
 """
 
 from collections.abc import Iterable, Sequence
