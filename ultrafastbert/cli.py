@@ -4,12 +4,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .errors import Interrupted, UserError
 
 
-def run_command(function: Callable[[Any], Any], arguments_class: type, description: str) -> None:
+def run_command(
+    function: Callable[[Any], Any], arguments_class: type, description: str, defaults: Path | None = None
+) -> None:
     """Calls `function` with an `arguments_class` made from the command line; the whole of a script's main.
 
     Options come from `--config FILE.yaml` and from the command line, such as `--train.lr 1e-3`; later ones win.
@@ -19,6 +22,7 @@ def run_command(function: Callable[[Any], Any], arguments_class: type, descripti
         arguments_class: a dataclass; nested dataclasses become sections. A ValueError of a `__post_init__` becomes a
             message.
         description: what `--help` shows above the options.
+        defaults: a YAML file whose options come before all others.
 
     Raises:
         SystemExit: code 2 for an option that does not exist, here or in a YAML file, or a wrong value; the code
@@ -26,7 +30,7 @@ def run_command(function: Callable[[Any], Any], arguments_class: type, descripti
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts leave it to the system while they import
     try:
-        function(parse_arguments(arguments_class, description))
+        function(parse_arguments(arguments_class, description, defaults))
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # several processes are interrupted together
             print(error, file=sys.stderr)
@@ -39,7 +43,9 @@ def run_command(function: Callable[[Any], Any], arguments_class: type, descripti
         sys.exit(130)
 
 
-def parse_arguments(arguments_class: type, description: str, argv: list[str] | None = None) -> Any:
+def parse_arguments(
+    arguments_class: type, description: str, defaults: Path | None = None, argv: list[str] | None = None
+) -> Any:
     """An `arguments_class` made from `argv`, by default the program's own; see `run_command`."""
     try:
         from jsonargparse import auto_cli, set_parsing_settings
@@ -54,6 +60,7 @@ def parse_arguments(arguments_class: type, description: str, argv: list[str] | N
             return_instance=True,
             allow_abbrev=False,
             description=description,
+            default_config_files=[] if defaults is None else [str(defaults)],
             config_help="A YAML file of options; what follows it on the command line overrides it.",
         )
     except ValueError as error:

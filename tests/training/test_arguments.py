@@ -12,7 +12,7 @@ PAPER_ROW = ["3072x0", "1536x1", "512x2", "256x3", "128x4", "64x5", "32x6", "16x
 
 
 def parse(*argv):
-    return parse_arguments(PretrainArguments, "pretrain", list(argv))
+    return parse_arguments(PretrainArguments, "pretrain", argv=list(argv))
 
 
 @pytest.mark.parametrize("size", PAPER_ROW)

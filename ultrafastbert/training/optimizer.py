@@ -5,22 +5,22 @@ from torch import nn
 
 from ultrafastbert.fff import FFF
 
-from .arguments import TrainArguments
 
-
-def build_optimizer(model: nn.Module, train: TrainArguments) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model`, fused where the device has it; the caller sets the learning rate.
+def build_optimizer(
+    model: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over all parameters of `model`, fused where the device has it.
 
     Norms, biases (a tree's `bias_in` too, although it is a matrix) and scales are not decayed.
     """
     decayed = {parameter for module in model.modules() for parameter in _decayed_parameters(module)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p in decayed], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def _decayed_parameters(module: nn.Module) -> list[nn.Parameter]:

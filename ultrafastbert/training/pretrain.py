@@ -124,7 +124,9 @@ class Pretraining:
         self.model = UltraFastBertForMaskedLM(config).to(device)
         if self.train.compile or (self.train.compile is None and device.type == "cuda"):
             self.model.compile()
-        optimizer = build_optimizer(self.model, self.train)
+        optimizer = build_optimizer(
+            self.model, self.train.lr, self.train.betas, self.train.eps, self.train.weight_decay
+        )
         self.wrapped_model, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.model.train()
         self.autocast = functools.partial(

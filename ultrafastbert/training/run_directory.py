@@ -92,6 +92,11 @@ def move_aside(directory: Path, checkpoint: Path | None) -> None:
         paths = [directory / name for name in NAMES if (directory / name).exists()]
     else:
         paths = []
+    set_aside(directory, paths)
+
+
+def set_aside(directory: Path, paths: list[Path]) -> None:
+    """Moves these files of `directory` to a new `earlier-N` in it, and says so."""
     if not paths:
         return
     number = 1
