@@ -2,22 +2,27 @@
 
 Notable:
 - medians, bars and averages are computed from the values of the seeds, so a figure never disagrees with its dots;
-- averages are over the tasks that both results have, whatever tasks the averages in their files are over;
+- averages are over the tasks that both results have, so they may differ from those in the files;
 - what besides the model differs between the two is said, for then it is not the model alone that is compared.
 """
 
 import json
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
 from ultrafastbert.errors import UserError
 
-FORMAT = 1
+from .finetune_report import FORMAT, PAPER_TITLES
+
 EXPECTED = "it should be the glue.json that fine-tuning writes, or the directory that holds it"
 COLORS = ("C0", "C1")
 MARKERS = ("o", "s")
+
+OF_THE_MODEL = ("model", "random_init")
+"""Settings that say which model was fine-tuned, not how."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Comparison:
         results: A and B.
         names: what they are called; different.
         titles: of the development sets that both have with the same metric, in A's order.
-        averages: by label, the titles that it is over.
+        averages: by label, the titles that it is over, at least two: those of the papers, so without WNLI.
     """
 
     results: tuple[Result, Result]
@@ -77,9 +82,9 @@ def read_result(path: Path) -> Result:
         raise UserError(f"{path} cannot be read ({error.strerror}): {EXPECTED}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): {EXPECTED}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "scores" not in content:
-        found = f"format {content['format']!r}" if isinstance(content, dict) and "format" in content else "no format"
-        raise UserError(f"{path} has {found}, not {FORMAT} with scores: {EXPECTED}")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path} has format {json.dumps(found)}, not {FORMAT}: {EXPECTED}")
     try:
         metrics = {title: str(score["metric"]) for title, score in content["scores"].items()}
         values = {title: [float(value) for value in score["values"]] for title, score in content["scores"].items()}
@@ -113,8 +118,9 @@ def compare(a: Result, b: Result) -> Comparison:
         places = [result.path.resolve().parent.name for result in (a, b)]
         places = places if places[0] != places[1] else [result.path for result in (a, b)]
         names = tuple(f"{a.name} ({place})" for place in places)
-    of = [title for title in titles if title != "WNLI"]
-    averages = {"average": of} | ({"average without CoLA": [t for t in of if t != "CoLA"]} if "CoLA" in of else {})
+    of = [title for title in PAPER_TITLES if title in titles]
+    without_cola = [title for title in of if title != "CoLA"]
+    averages = {"average": of, "average without CoLA": without_cola if without_cola != of else []}
     return Comparison((a, b), names, titles, {label: of for label, of in averages.items() if len(of) > 1})
 
 
@@ -144,14 +150,18 @@ def render_comparison(comparison: Comparison) -> str:
     for label, titles in comparison.averages.items():
         average = comparison.average(label)
         lines.append(_row(f"{label}, of {len(titles)}", "", "", *(f"{x:z.1f}" for x in average), _difference(average)))
-    lines += ["", "All figures are times 100."]
+    lines += ["", "All figures are times 100; differences are those of figures before rounding."]
     if comparison.averages:
-        lines[-1] += " Averages are means of the medians of the tasks that both have, without WNLI, as in the papers."
+        lines[-1] += (
+            " Averages are means of the medians over GLUE's development sets that both have,"
+            " without WNLI, as the papers do."
+        )
     return "\n".join([*lines, *_not_compared(comparison), *_settings_that_differ(comparison)])
 
 
 def _row(*cells):
-    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _difference(values):
@@ -173,7 +183,8 @@ def _not_compared(comparison):
 
 def _settings_that_differ(comparison):
     a, b = (result.settings for result in comparison.results)
-    names = [name for name in a | b if name != "model" and (name not in a or name not in b or a[name] != b[name])]
+    names = [name for name in a | b if name not in OF_THE_MODEL]
+    names = [name for name in names if name not in a or name not in b or a[name] != b[name]]
     if not names:
         return []
     lines = ["", "Settings differ, so it is not the model alone that is compared:", ""]
@@ -198,7 +209,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UserError(f"output is {path}; it should end in .png")
     rows = len(comparison.titles) + len(comparison.averages)
-    figure = Figure(figsize=(8, 1.7 + 0.52 * rows), layout="constrained")
+    figure = Figure(figsize=(8, 1.7 + 0.52 * rows), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for row, title in enumerate(comparison.titles):
         for side, result in enumerate(comparison.results):
@@ -206,22 +217,26 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         _label_difference(axes, row, comparison.medians(title))
     for row, label in enumerate(comparison.averages, len(comparison.titles)):
         for side, value in enumerate(comparison.average(label)):
-            axes.plot(value, row + (side - 0.5) * 0.36, MARKERS[side], color=COLORS[side], markersize=7)
+            _draw_marker(axes, value, row + (side - 0.5) * 0.36, side)
         _label_difference(axes, row, comparison.average(label))
     _label_rows(axes, comparison)
     _label_axes(axes, comparison)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        figure.savefig(path)
     except OSError as error:
         raise UserError(f"output {path} cannot be written: {error.strerror}") from error
 
 
 def _draw_seeds(axes, y, values, side):
     color = COLORS[side]
-    axes.plot([min(values), max(values)], [y, y], color=color, linewidth=2, alpha=0.6, solid_capstyle="butt")
-    axes.plot(values, [y] * len(values), ".", color=color, alpha=0.35, markersize=9, markeredgewidth=0)
-    axes.plot(median(values), y, MARKERS[side], color=color, markersize=7)
+    axes.plot([min(values), max(values)], [y, y], color=color, linewidth=1.5)
+    axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, markersize=7, markeredgewidth=0)
+    _draw_marker(axes, median(values), y, side)
+
+
+def _draw_marker(axes, x, y, side):
+    return axes.plot(x, y, MARKERS[side], color=COLORS[side], markersize=7, markeredgecolor="white")[0]
 
 
 def _label_difference(axes, row, values):
@@ -230,29 +245,31 @@ def _label_difference(axes, row, values):
 
 def _label_rows(axes, comparison):
     metrics = comparison.results[0].metrics
-    labels = [f"{title}\n{metrics[title].replace('_', ' ')}" for title in comparison.titles]
-    labels += [f"{label}\nof {len(titles)} tasks" for label, titles in comparison.averages.items()]
+    labels = [f"{title}\n{metrics[title].replace('_', ' ').capitalize()}" for title in comparison.titles]
+    labels += [f"{label}\nof {len(titles)}" for label, titles in comparison.averages.items()]
     axes.set_yticks(range(len(labels)), map(_plain, labels))
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     for row in range(1, len(labels)):
-        is_average = row >= len(comparison.titles)
-        axes.axhline(row - 0.5, color="black" if row == len(comparison.titles) else "0.9", linewidth=0.8, zorder=0)
-        if is_average:
-            axes.axhspan(row - 0.5, row + 0.5, color="0.96", zorder=-1)
+        axes.axhline(row - 0.5, color="0.9", linewidth=0.8, zorder=0)
+    if comparison.averages:
+        axes.axhspan(len(comparison.titles) - 0.5, len(labels) - 0.5, color="0.94", linewidth=0, zorder=-1)
 
 
 def _label_axes(axes, comparison):
     axes.set_xlabel(
-        "score times 100, in each task's own metric\n"
-        "large: median over seeds; bar: minimum to maximum; faint: each seed; average: mean of medians"
+        "score times 100, in the metric named beside the task\n"
+        "marker: median over seeds, mean of medians in averages\n"
+        "bar: minimum to maximum, faint dots: seeds"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.text(1.02, 1.01, "A − B", transform=axes.transAxes, va="bottom")
-    handles = [axes.plot([], [], MARKERS[side], color=COLORS[side])[0] for side in range(2)]
-    names = [_plain(f"{letter}: {name}") for letter, name in zip("AB", comparison.names, strict=True)]
-    axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    axes.text(1.02, 1, "A − B", transform=axes.transAxes, va="bottom")
+    handles = [_draw_marker(axes, [], [], side) for side in range(2)]
+    names = [
+        _plain(textwrap.fill(f"{letter}: {name}", 90)) for letter, name in zip("AB", comparison.names, strict=True)
+    ]
+    axes.figure.legend(handles, names, loc="outside upper left", frameon=False)
 
 
 def _plain(text):
