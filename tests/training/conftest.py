@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from ultrafastbert.data.arguments import DataArguments
 from ultrafastbert.data.packed import FORMAT, VERSION
+from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.training.arguments import ModelArguments, PretrainArguments, TrainArguments
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -74,3 +75,15 @@ def make_arguments(packed_directory, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_model(packed_directory, tmp_path_factory):
+    """The directory of a small pretrained model, as pretraining leaves it: masked language model and tokenizer."""
+    directory = tmp_path_factory.mktemp("small") / "final"
+    set_seed(5)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = ModelArguments(fff="1x3", initializer_range=0.2, **size)
+    UltraFastBertForMaskedLM(model.build_config(VOCAB, LENGTH)).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(packed_directory / "tokenizer").save_pretrained(directory)
+    return str(directory)

@@ -1,7 +1,5 @@
 """Directories that are complete or not there, checkpoints that are recognised when they are not whole."""
 
-import json
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -16,7 +14,6 @@ from ultrafastbert.training.checkpoints import (
     recover,
     recover_checkpoints,
     save_checkpoint,
-    write_atomically,
     write_directory,
 )
 
@@ -96,13 +93,6 @@ def test_a_full_disk_is_a_checkpoint_error_and_costs_nothing(accelerator, tmp_pa
         save_checkpoint(accelerator, tmp_path, 2, {}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     assert find_checkpoint(tmp_path).name == "step-1"
-
-
-def test_replacing_a_file_leaves_no_trace(tmp_path):
-    write_atomically(tmp_path / "a.json", "1")
-    write_atomically(tmp_path / "a.json", "2")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == 2
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):

@@ -3,6 +3,7 @@
 Notable: equal predictions give equal files to the last byte, the zip file included, which has no times in it.
 """
 
+import io
 import math
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultrafastbert.errors import UserError
-from ultrafastbert.files import fsync
-from ultrafastbert.training.checkpoints import write_atomically
+from ultrafastbert.files import write_atomically
 
 from .glue import MAX_SCORE, TASKS
 from .tasks import Split, Task
@@ -70,7 +70,7 @@ def write_predictions(directory: Path, predictions: Iterable[Prediction]) -> lis
         for name, text in files.items():
             write_atomically(directory / name, text)
         if is_submission:
-            _write_archive(directory / ARCHIVE, files)
+            write_atomically(directory / ARCHIVE, _archive(files))
     except OSError as error:
         raise UserError(f"predictions cannot be written to {directory}: {error.strerror or error}") from error
     return missing if is_submission else []
@@ -102,17 +102,12 @@ def _number(prediction: Prediction, value: float) -> str:
     return repr(value)
 
 
-def _write_archive(path: Path, files: dict[str, str]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with zipfile.ZipFile(aside, "w") as archive:
-            for name in sorted(files):
-                entry = zipfile.ZipInfo(name, _EPOCH)
-                entry.create_system = 3  # Unix, wherever it is written: the mode below is one of Unix
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
-        fsync(aside)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+def _archive(files: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.create_system = 3  # Unix, wherever it is written: the mode below is one of Unix
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()

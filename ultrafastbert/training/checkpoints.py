@@ -17,25 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ultrafastbert.errors import UserError
-from ultrafastbert.files import fsync
+from ultrafastbert.files import beside, fsync
 
 MANIFEST = "checkpoint.json"
 
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used; the message names it."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file such that it is the old one or the new one, whatever happens in between."""
-    aside = _aside(path)
-    try:
-        aside.write_text(text, encoding="utf-8")
-        fsync(aside)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def write_directory(path: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
@@ -47,7 +35,7 @@ def write_directory(path: Path, write: Callable[[Path], None], accelerator: Acce
     Raises:
         whatever `write` raises, in all processes if it fails in one; what was written by then is removed.
     """
-    aside, old = _aside(path), _old(path)
+    aside, old = beside(path, "tmp"), beside(path, "old")
 
     def begin() -> None:
         _remove(aside)
@@ -92,26 +80,18 @@ def recover(directory: Path, names: list[str]) -> None:
     """Ends what a killed run was writing: removes what is not complete, puts back what was not replaced."""
     for name in names:
         path = directory / name
-        _remove(_aside(path))
-        if _old(path).exists():
+        _remove(beside(path, "tmp"))
+        if beside(path, "old").exists():
             if path.exists():
-                _remove(_old(path))
+                _remove(beside(path, "old"))
             else:
-                _old(path).rename(path)
+                beside(path, "old").rename(path)
 
 
 def recover_checkpoints(directory: Path) -> None:
     """`recover` for all checkpoints in a directory."""
     matches = (re.fullmatch(r"\.(step-\d+)\.(tmp|old)", path.name) for path in directory.glob(".step-*"))
     recover(directory, [match[1] for match in matches if match])
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
 
 
 def _remove(path: Path) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 from ultrafastbert.data.glue import TASKS
 from ultrafastbert.data.predictions import Prediction, write_predictions
 from ultrafastbert.data.tasks import TaskData
-
-from .checkpoints import write_atomically
+from ultrafastbert.files import write_atomically
 
 FORMAT = 1
 

@@ -33,6 +33,7 @@ from ultrafastbert.data.masking import Masker
 from ultrafastbert.data.packed import PackedData
 from ultrafastbert.data.prepare import prepare
 from ultrafastbert.errors import Interrupted, UserError
+from ultrafastbert.files import write_atomically
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 
 from .arguments import PretrainArguments
@@ -41,7 +42,6 @@ from .checkpoints import (
     find_checkpoint,
     read_checkpoint,
     save_checkpoint,
-    write_atomically,
     write_directory,
 )
 from .evaluation import Evaluation, evaluate

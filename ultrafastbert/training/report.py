@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .checkpoints import write_atomically
+from ultrafastbert.files import write_atomically
 
 SECONDS_BETWEEN_LINES = 20
 

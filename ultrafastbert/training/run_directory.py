@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ultrafastbert.errors import UserError
+from ultrafastbert.files import write_atomically
 
 from .checkpoints import (
     MANIFEST,
@@ -17,7 +18,6 @@ from .checkpoints import (
     recover,
     recover_checkpoints,
     step_of,
-    write_atomically,
 )
 
 # what a run writes

@@ -22,16 +22,18 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from filelock import FileLock, Timeout
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ultrafastbert.data.glue import TASKS, load_glue
+from ultrafastbert.data.predictions import SUBMISSION
 from ultrafastbert.data.tables import load_table
 from ultrafastbert.data.tasks import TaskData
 from ultrafastbert.errors import Interrupted, UserError
+from ultrafastbert.files import write_atomically
 
-from .checkpoints import write_atomically
 from .finetune import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
 from .finetune_arguments import FinetuneArguments
 from .finetune_report import collect, write_report
@@ -56,7 +58,9 @@ def finetune_all(arguments: FinetuneArguments) -> dict:
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would tell of the new head in every run; the results say it once
-    state, output = PartialState(), Path(arguments.output_dir)
+    # PartialState, unlike Accelerator, does not look for itself whether there is nothing but CPUs
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state, output = PartialState(cpu=cpu), Path(arguments.output_dir)
     try:
         with contextlib.ExitStack() as held:
             if state.is_main_process:
@@ -284,7 +288,8 @@ def fingerprint_model(name: str) -> str:
 
 def _task_names(arguments: FinetuneArguments) -> list[str]:
     if arguments.own.train is not None:
-        return [Path(arguments.own.train).name.split(".")[0]]
+        name = Path(arguments.own.train).name.split(".")[0]
+        return [f"own-{name}" if name in (*TASKS, *SUBMISSION) else name]  # never among the benchmark's
     names = arguments.tasks or list(TASKS)
     unknown = [name for name in names if name not in TASKS]
     if unknown:
