@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "compare_glue.py"
 def run(tmp_path, monkeypatch):
     """Runs the script in a directory where `a/glue.json` and `b/glue.json` are."""
     for name, value in (("a", 0.5), ("b", 0.625)):
-        scores = {"RTE": {"metric": "accuracy", "values": [value]}}
+        scores = {"RTE": {"metric": "accuracy", "values": [value], "data_fingerprint": "x"}}
         (tmp_path / name).mkdir()
         content = {"format": 1, "name": name, "settings": {}, "scores": scores}
         (tmp_path / name / "glue.json").write_text(json.dumps(content))

@@ -18,8 +18,9 @@ B = {"RTE": [0.6, 0.4], "CoLA": [-0.0001, 0.0], "MRPC": [0.75, 0.75], "WNLI": [0
 def write(tmp_path):
     """Writes the `glue.json` of a directory and reads it; its averages are of tasks that nobody else has."""
 
-    def write(directory, values, name=None, metrics=METRICS, **settings):
+    def write(directory, values, name=None, metrics=METRICS, rows="same", **settings):
         scores = {title: {"metric": metrics.get(title, "accuracy"), "values": v} for title, v in values.items()}
+        scores = {title: score | {"data_fingerprint": rows} for title, score in scores.items()}
         averages = {"average": {"of": ["SST-2"], "median": 0.77, "best": 0.77}}
         content = {"format": 1, "name": name or directory, "model": f"out/{directory}", "settings": settings}
         path = tmp_path / directory / "glue.json"
@@ -77,7 +78,7 @@ def test_tasks_by_different_metrics_are_not_compared(write):
 def test_settings_that_differ_are_said(write):
     a = write("a", A, model="x", random_init=True, epochs=5, lr=4e-5, seeds=3, lr_sweep=None)
     b = write("b", B, model="y", random_init=False, epochs=5, lr=1e-4, seeds=2, dropout=0.1)
-    lines = render_comparison(compare(a, b)).split("Settings differ")[1].splitlines()
+    lines = render_comparison(compare(a, b)).split("It is not the model alone")[1].splitlines()
     assert lines[2:] == [
         "- lr: 4e-05 in A, 0.0001 in B",
         "- seeds: 3 in A, 2 in B",
@@ -85,7 +86,9 @@ def test_settings_that_differ_are_said(write):
         "- dropout: not given in A, 0.1 in B",
     ]
     same = write("c", A, **a.settings | {"model": "z", "random_init": False})
-    assert "Settings differ" not in render_comparison(compare(a, same))
+    assert "not the model alone" not in render_comparison(compare(a, same))
+    other_rows = write("d", A, rows="other", **a.settings)
+    assert "- the rows of CoLA, RTE, MRPC, WNLI are not the same" in render_comparison(compare(a, other_rows))
 
 
 def test_equal_names_are_told_apart(write):
@@ -100,7 +103,8 @@ def test_bars_in_names_stay_in_their_cells(write):
     assert list(rows) == [r"x\|y"] and len(rows[r"x\|y"]) == 5
 
 
-GOOD = {"format": 1, "name": "a", "settings": {}, "scores": {"RTE": {"metric": "accuracy", "values": [0.5]}}}
+SCORE = {"metric": "accuracy", "values": [0.5], "data_fingerprint": "x"}
+GOOD = {"format": 1, "name": "a", "settings": {}, "scores": {"RTE": SCORE}}
 
 
 @pytest.mark.parametrize(
@@ -112,9 +116,9 @@ GOOD = {"format": 1, "name": "a", "settings": {}, "scores": {"RTE": {"metric": "
         (json.dumps(GOOD | {"format": 2}), "has format 2, not 1"),
         (json.dumps({"format": 1}), "is damaged .*scores"),
         (json.dumps(GOOD | {"scores": {"RTE": [0.5]}}), "is damaged"),
-        (json.dumps(GOOD | {"scores": {"RTE": {"metric": "accuracy", "values": []}}}), r"values of RTE are \[\]"),
+        (json.dumps(GOOD | {"scores": {"RTE": SCORE | {"values": []}}}), r"values of RTE are \[\]"),
         (
-            json.dumps(GOOD | {"scores": {"RTE": {"metric": "f1", "values": [float("nan")]}}}),
+            json.dumps(GOOD | {"scores": {"RTE": SCORE | {"values": [float("nan")]}}}),
             r"values of RTE are \[nan",
         ),
     ],

@@ -40,11 +40,11 @@ def collect(output: Path, model: str, random_init: bool) -> dict:
         random_init: whether its weights were left out.
 
     Returns:
-        `format`; `name` and `model`; `settings`; `parameters`; `tasks`, each with all that its runs' `result.json`
-        say; `scores`, by title of a development set (`MNLI-m`) the task's primary metric: `metric`, `values` of the
-        seeds, `median`, `minimum`, `maximum`, `standard_deviation` (None for one seed) and the `median` of the
-        `other` metrics; `averages`, by label `of` which titles, their `median` (mean of the medians) and `best` (mean
-        of the best runs).
+        `format`; `name`, `model` and `model_fingerprint`; `settings`; `parameters`; `tasks`, each with all that its
+        runs' `result.json` say; `scores`, by title of a development set (`MNLI-m`) the task's primary metric:
+        `metric`, `data_fingerprint` of the task's rows, `values` of the seeds, `median`, `minimum`, `maximum`,
+        `standard_deviation` (None for one seed) and the median of the `other` metrics; `averages`, by label `of` which
+        titles, their `median` (mean of the medians) and `best` (mean of the best runs).
     """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "runs").glob("*/*/result.json")]
     results.sort(key=lambda result: (result["is_trial"], result["seed"], result["lr"]))
@@ -54,13 +54,14 @@ def collect(output: Path, model: str, random_init: bool) -> dict:
     scores = {}
     for runs in tasks.values():
         scores |= _scores([run for run in runs if "evaluations" in run])
-    path = Path(model)
-    name = path.parent.name if path.name == "final" else path.name
+    path, settings = Path(model), results[0]["settings"] if results else {}
+    name = (path.name == "final" and path.parent.name) or path.name
     return {
         "format": FORMAT,
         "name": f"{name}, random weights" if random_init else name,
         "model": model,
-        "settings": results[0]["settings"] if results else {},
+        "settings": {key: value for key, value in settings.items() if key != "model_fingerprint"},
+        "model_fingerprint": settings.get("model_fingerprint"),
         "parameters": max((result["parameters"] for result in results), default=None),
         "scores": scores,
         "averages": _averages(scores),
@@ -76,6 +77,7 @@ def _scores(runs: list[dict]) -> dict:
         primary = [value[metric] for value in values]
         scores[title] = {
             "metric": metric,
+            "data_fingerprint": runs[0]["data_fingerprint"],
             "values": primary,
             "median": median(primary),
             "minimum": min(primary),

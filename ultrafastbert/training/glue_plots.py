@@ -35,6 +35,7 @@ class Result:
         settings: of the fine-tuning.
         metrics: by title of a development set (`MNLI-m`), the metric that stands for it.
         values: by title, that metric's value for every seed, in its natural range.
+        rows: by title, the fingerprint of the task's rows.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Result:
     settings: dict
     metrics: dict[str, str]
     values: dict[str, list[float]]
+    rows: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def read_result(path: Path) -> Result:
     try:
         metrics = {title: str(score["metric"]) for title, score in content["scores"].items()}
         values = {title: [float(value) for value in score["values"]] for title, score in content["scores"].items()}
-        result = Result(path, str(content["name"]), dict(content["settings"]), metrics, values)
+        rows = {title: str(score["data_fingerprint"]) for title, score in content["scores"].items()}
+        result = Result(path, str(content["name"]), dict(content["settings"]), metrics, values, rows)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {EXPECTED}") from error
     for title, seeds in values.items():
@@ -156,7 +159,7 @@ def render_comparison(comparison: Comparison) -> str:
             " Averages are means of the medians over GLUE's development sets that both have,"
             " without WNLI, as the papers do."
         )
-    return "\n".join([*lines, *_not_compared(comparison), *_settings_that_differ(comparison)])
+    return "\n".join([*lines, *_not_compared(comparison), *_what_differs(comparison)])
 
 
 def _row(*cells):
@@ -181,13 +184,15 @@ def _not_compared(comparison):
     return ["", *lines] if lines else []
 
 
-def _settings_that_differ(comparison):
+def _what_differs(comparison):
     a, b = (result.settings for result in comparison.results)
     names = [name for name in a | b if name not in OF_THE_MODEL]
     names = [name for name in names if name not in a or name not in b or a[name] != b[name]]
-    if not names:
+    rows = [title for title in comparison.titles if len({result.rows[title] for result in comparison.results}) > 1]
+    if not names and not rows:
         return []
-    lines = ["", "Settings differ, so it is not the model alone that is compared:", ""]
+    lines = ["", "It is not the model alone that is compared:", ""]
+    lines += [f"- the rows of {', '.join(rows)} are not the same in A and B"] if rows else []
     for name in names:
         shown = [json.dumps(settings[name]) if name in settings else "not given" for settings in (a, b)]
         lines.append(f"- {name}: {shown[0]} in A, {shown[1]} in B")
