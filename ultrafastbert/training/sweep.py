@@ -250,10 +250,10 @@ class Sweep:
         if self.interrupt.signal is not None:
             runs = self._runs()
             done = sum(map(self._is_done, runs))
+            command = "the same command" if self.arguments.resume == "auto" else "the same command with --resume auto"
             raise Interrupted(
                 f"stopped by signal {self.interrupt.signal}; {done} of {len(runs)} runs are finished and kept in"
-                f" {self.output / 'runs'}; the same command{'' if self.arguments.resume == 'auto' else ' with'}"
-                f"{'' if self.arguments.resume == 'auto' else ' --resume auto'} goes on with the others",
+                f" {self.output / 'runs'}; {command} goes on with the others",
                 self.interrupt.signal,
             )
 
