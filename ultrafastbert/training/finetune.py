@@ -216,9 +216,12 @@ class _Trainer:
         optimizer = build_optimizer(self.model, self.lr, recipe.betas, recipe.eps, recipe.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
         set_seed(self.seed)
-        with tqdm(total=steps, desc=f"{self.task.name}, seed {self.seed}", leave=False, disable=None) as bar:
+        name = f"{self.task.name}, seed {self.seed}"
+        with tqdm(total=steps, desc=name, leave=False, disable=None) as bar:
             for batches in epochs:
                 losses.append(self._epoch([rows[batch] for batch in batches], optimizer, schedule, bar))
+                if bar.disable:  # no terminal: a line in a log file now and then
+                    print(f"{name}: epoch {len(losses)} of {recipe.epochs}, loss {losses[-1]:.4f}", flush=True)
                 if recipe.early_stopping is None:
                     continue
                 score = self._score_rows(held_out)
