@@ -44,19 +44,27 @@ def compute_metric(name, predictions, references, num_labels: int | None = None)
             row is not finite or not a class.
         UserError: if a library is missing.
     """
-    if name not in METRICS:
-        raise ValueError(f"metric is {name!r}; it should be one of {', '.join(METRICS)}")
-    try:
-        module = importlib.import_module(f"{__name__}.{name}")
-    except ImportError as error:
-        raise UserError(f"the metric {name} needs: pip install evaluate scikit-learn scipy ({error})") from error
+    metric_class = load_metric(name)
     options = {} if num_labels is None else {"num_labels": num_labels}
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DegenerateWarning)
         # In memory: evaluate's file of rows would be shared by all processes. It still makes empty directories.
-        metric = getattr(module, METRICS[name])(keep_in_memory=True, cache_dir=directory)
+        metric = metric_class(keep_in_memory=True, cache_dir=directory)
         values = metric.compute(predictions=predictions, references=references, **options)
     return values, [str(warning.message) for warning in caught]
+
+
+def load_metric(name: str) -> type:
+    """The `evaluate.Metric` of that name; see `compute_metric` for names and errors.
+
+    Whoever needs a metric after hours of work can find out first whether its libraries are there.
+    """
+    if name not in METRICS:
+        raise ValueError(f"metric is {name!r}; it should be one of {', '.join(METRICS)}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{name}"), METRICS[name])
+    except ImportError as error:
+        raise UserError(f"the metric {name} needs: pip install evaluate scikit-learn scipy ({error})") from error
 
 
 def check_classes(name: str, values, num_labels: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from ultrafastbert.data.tables import load_table
 from ultrafastbert.data.tasks import TaskData
 from ultrafastbert.errors import Interrupted, UserError
 from ultrafastbert.files import write_atomically
+from ultrafastbert.metrics import load_metric
 
 from .finetune import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
 from .finetune_arguments import FinetuneArguments
@@ -107,6 +108,7 @@ class Sweep:
         self.fingerprints = {}
         for name in self.tasks:
             data = self._load(name)
+            load_metric(data.task.metric)  # what is missing is better missed now than after training
             self.fingerprints[name] = data.fingerprint
             self._say(_describe(data))
         _compare_settings(self.output, self.settings, self.fingerprints)
