@@ -10,9 +10,9 @@ import os
 
 import torch
 
-from . import dense, gather, reference
+from . import dense, gather, native, reference
 
-BACKENDS = {"reference": reference, "dense": dense, "gather": gather}
+BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native}
 
 
 def fff(
