@@ -25,7 +25,7 @@ from filelock import FileLock
 from ultrafastbert.errors import UserError
 
 SOURCE = Path(__file__).with_name("native.cpp")
-COMPILE = "-std=c++20 -O3 -march=native -fPIC -fopenmp -fno-math-errno -fno-trapping-math -Wno-psabi".split()
+COMPILE = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 
 
 class BuildError(UserError):

@@ -4,9 +4,9 @@
 // - Vectors are those of the compiler (GCC's and Clang's vector_size), as wide as the machine it is built for has
 //   them: AVX-512, AVX2, NEON or SSE from one text. Only bfloat16's dot product asks for an instruction by name.
 // - Numbers of 16 bits are read as float, and everything is added up in float (double for double).
-// - Tokens walk the trees in blocks, a level at a time, so that the loads of several tokens overlap; the row that a
-//   token needs next is prefetched as soon as its decision is known. Many tokens are sorted by subtree half way
-//   down, and by leaf before the outputs: neighbours then find their rows in cache.
+// - Tokens walk the trees in blocks, a level at a time, so that the loads of several tokens overlap, and get their
+//   outputs in the order of their leaves, so that neighbours find rows in cache. (Prefetching the next rows by hand,
+//   and sorting tokens by subtree on their way down, made it slower.)
 // - Sorted by leaf, the tokens of a node are neighbours as well. Its gradient is a sum over a run of them, written
 //   once. Threads share out trees and columns, not tokens, so nothing is added up in an order that depends on them.
 // - What a token gets does not depend on the other tokens or on the number of threads, to the last bit.
@@ -36,6 +36,9 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace {
 
@@ -56,9 +59,20 @@ constexpr int VECTOR_BYTES = 16;
 template <class A, int BYTES>
 struct VectorOf {
   typedef A type __attribute__((vector_size(BYTES)));
+  typedef A anywhere __attribute__((vector_size(BYTES), aligned(1), may_alias));  // in memory, at any address
 };
 template <class A>
 using Vec = typename VectorOf<A, VECTOR_BYTES>::type;
+
+template <class A, int BYTES = VECTOR_BYTES>
+inline auto read(const void* p, int i = 0) {
+  return typename VectorOf<A, BYTES>::type(static_cast<const typename VectorOf<A, BYTES>::anywhere*>(p)[i]);
+}
+
+template <class V>
+inline void write(void* p, V v, int i = 0) {
+  static_cast<typename VectorOf<std::remove_cvref_t<decltype(v[0])>, sizeof(V)>::anywhere*>(p)[i] = v;
+}
 
 template <class T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -76,23 +90,15 @@ constexpr int STEP = 2 * VECTOR_BYTES / sizeof(Accumulator<T>);  // numbers in a
 // shift and a mask; `store` collects them again.
 template <class T>
 inline Pair<Accumulator<T>> load(const T* p) {
-  Pair<Accumulator<T>> v;
   if constexpr (std::is_same_v<T, BFloat16>) {
-    Vec<uint32_t> bits;
-    std::memcpy(&bits, p, sizeof bits);
-    v.a = std::bit_cast<Vec<float>>(bits << 16);
-    v.b = std::bit_cast<Vec<float>>(bits & 0xffff0000u);
+    auto bits = read<uint32_t>(p);
+    return {std::bit_cast<Vec<float>>(bits << 16), std::bit_cast<Vec<float>>(bits & 0xffff0000u)};
   } else if constexpr (std::is_same_v<T, Half>) {
-    using Halves = typename VectorOf<_Float16, VECTOR_BYTES / 2>::type;
-    Halves a, b;
-    std::memcpy(&a, p, sizeof a);
-    std::memcpy(&b, p + STEP<T> / 2, sizeof b);
-    v.a = __builtin_convertvector(a, Vec<float>);
-    v.b = __builtin_convertvector(b, Vec<float>);
+    return {__builtin_convertvector((read<_Float16, VECTOR_BYTES / 2>(p, 0)), Vec<float>),
+            __builtin_convertvector((read<_Float16, VECTOR_BYTES / 2>(p, 1)), Vec<float>)};
   } else {
-    std::memcpy(&v, p, sizeof v);
+    return {read<T>(p, 0), read<T>(p, 1)};
   }
-  return v;
 }
 
 template <class T>
@@ -100,19 +106,16 @@ inline void store(T* p, const Pair<Accumulator<T>>& v) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     auto round = [](Vec<float> x) {  // to nearest, ties to even, in the upper half; NaN stays NaN
       auto bits = std::bit_cast<Vec<uint32_t>>(x);
-      auto rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-      return x == x ? rounded : bits | 0x400000u;
+      return x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
     };
-    Vec<uint32_t> bits = (round(v.a) >> 16) | (round(v.b) & 0xffff0000u);
-    std::memcpy(p, &bits, sizeof bits);
+    write(p, (round(v.a) >> 16) | (round(v.b) & 0xffff0000u));
   } else if constexpr (std::is_same_v<T, Half>) {
     using Halves = typename VectorOf<_Float16, VECTOR_BYTES / 2>::type;
-    Halves a = __builtin_convertvector(v.a, Halves);
-    Halves b = __builtin_convertvector(v.b, Halves);
-    std::memcpy(p, &a, sizeof a);
-    std::memcpy(p + STEP<T> / 2, &b, sizeof b);
+    write(p, __builtin_convertvector(v.a, Halves), 0);
+    write(p, __builtin_convertvector(v.b, Halves), 1);
   } else {
-    std::memcpy(p, &v, sizeof v);
+    write(p, v.a, 0);
+    write(p, v.b, 1);
   }
 }
 
@@ -127,10 +130,8 @@ template <class T>
 inline void multiply_add(Pair<Accumulator<T>>& sum, const T* x, const T* y) {
 #ifdef __AVX512BF16__
   if constexpr (std::is_same_v<T, BFloat16>) {
-    __m512bh u, v;
-    std::memcpy(&u, x, sizeof u);
-    std::memcpy(&v, y, sizeof v);
-    sum.a = _mm512_dpbf16_ps(sum.a, u, v);
+    sum.a = _mm512_dpbf16_ps(sum.a, std::bit_cast<__m512bh>(read<uint32_t>(x)),
+                             std::bit_cast<__m512bh>(read<uint32_t>(y)));
     return;
   }
 #endif
@@ -139,28 +140,33 @@ inline void multiply_add(Pair<Accumulator<T>>& sum, const T* x, const T* y) {
   sum.b += u.b * v.b;
 }
 
-template <int BYTES, class A>
-inline A sum_lanes(typename VectorOf<A, BYTES>::type v) {
-  if constexpr (BYTES == sizeof(A)) {
-    return v[0];
+template <class V, size_t... I>
+inline auto add_halves(V v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + sizeof...(I))...);
+}
+
+template <class A, int LANES = VECTOR_BYTES / sizeof(A), class V>
+inline A sum_lanes(V v) {
+  if constexpr (LANES == 2) {
+    return v[0] + v[1];
   } else {
-    auto halves = std::bit_cast<std::array<typename VectorOf<A, BYTES / 2>::type, 2>>(v);
-    return sum_lanes<BYTES / 2, A>(halves[0] + halves[1]);
+    return sum_lanes<A, LANES / 2>(add_halves(v, std::make_index_sequence<LANES / 2>()));
   }
 }
 
 template <class T>
 inline Accumulator<T> dot(const T* x, const T* y, int64_t size) {
   using A = Accumulator<T>;
-  constexpr int CHAINS = 4;  // sums that do not wait for each other
+  constexpr int CHAINS = 4;  // sums that do not wait for each other; unrolled, they stay in registers
   Pair<A> sums[CHAINS] = {};
   int64_t i = 0;
   for (; i + CHAINS * STEP<T> <= size; i += CHAINS * STEP<T>) {
+#pragma GCC unroll 4
     for (int c = 0; c < CHAINS; c++) multiply_add(sums[c], x + i + c * STEP<T>, y + i + c * STEP<T>);
   }
   for (; i + STEP<T> <= size; i += STEP<T>) multiply_add(sums[0], x + i, y + i);
   if (i < size) multiply_add(sums[1], Tail<T>(x + i, size - i).values, Tail<T>(y + i, size - i).values);
-  return sum_lanes<VECTOR_BYTES, A>(((sums[0].a + sums[1].a) + (sums[2].a + sums[3].a)) +
+  return sum_lanes<A>(((sums[0].a + sums[1].a) + (sums[2].a + sums[3].a)) +
                                     ((sums[0].b + sums[1].b) + (sums[2].b + sums[3].b)));
 }
 
@@ -198,6 +204,7 @@ struct Sums {
   Pair<Accumulator<T>> sums[PAIRS] = {};
 
   inline void add(Accumulator<T> weight, const T* row, int64_t size) {
+#pragma GCC unroll 4
     for (int j = 0; j < PAIRS; j++) {
       auto v = load(row + j * STEP<T>, PAIRS > 1 ? STEP<T> : size);
       sums[j].a += weight * v.a;
@@ -206,6 +213,7 @@ struct Sums {
   }
 
   inline void write(T* row, int64_t size) const {
+#pragma GCC unroll 4
     for (int j = 0; j < PAIRS; j++) store(row + j * STEP<T>, sums[j], PAIRS > 1 ? STEP<T> : size);
   }
 };
@@ -218,10 +226,6 @@ inline void weighted_sum(const T* const* rows, const Accumulator<T>* weights, in
     for (int64_t i = 0; i < count; i++) sums.add(weights[i], rows[i] + column, size);
     sums.write(out + column, size);
   });
-}
-
-inline void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i);
 }
 
 // ------------------------------------------------------------------------------------------------------- GELU
@@ -294,29 +298,23 @@ inline int64_t ancestor(int64_t leaf, int64_t level, int64_t levels) {
   return ((leaf + 1) >> (levels - 1 - level)) - 1;
 }
 
-// Moves tokens through the levels [first, last) of one tree. `node[t * trees]` is where token t stands;
-// `pre_activation[t * path + level]` is what it finds there.
+// Walks tokens down all trees: fills leaf (tokens, trees) and pre_activation (tokens, trees, levels).
 template <class T>
-void descend(const Trees<T>& f, int64_t tree, const T* x, const int32_t* order, int64_t tokens, int64_t first,
-             int64_t last, int32_t* node, Accumulator<T>* pre_activation) {
-  constexpr int64_t BLOCK = 8;
-  const int64_t bytes = f.hidden * sizeof(T);
+void walk(const Trees<T>& f, const T* x, int64_t tokens, int32_t* leaf, Accumulator<T>* pre_activation) {
+  constexpr int64_t BLOCK = 4;
   for (int64_t begin = 0; begin < tokens; begin += BLOCK) {
     const int64_t end = std::min(tokens, begin + BLOCK);
-    for (int64_t level = first; level < last; level++) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t t = order ? order[i] : i;
-        int32_t& here = node[t * f.trees];
-        const int64_t row = f.row(tree, here);
-        const bool leaf = level + 1 == f.levels;
-        // alone, a token has nothing to do but wait for its next row: fetch both
-        if (tokens == 1 && !leaf) prefetch(f.weight_in + f.row(tree, 2 * int64_t(here) + 1) * f.hidden, 2 * bytes);
-        auto z = dot(x + t * f.hidden, f.weight_in + row * f.hidden, f.hidden);
-        if (f.bias_in) z += static_cast<Accumulator<T>>(f.bias_in[row]);
-        pre_activation[t * f.path() + level] = z;
-        if (leaf) continue;
-        here = 2 * here + 1 + (z > 0);
-        if (tokens > 1) prefetch(f.weight_in + f.row(tree, here) * f.hidden, bytes);
+    for (int64_t k = 0; k < f.trees; k++) {
+      for (int64_t t = begin; t < end; t++) leaf[t * f.trees + k] = 0;
+      for (int64_t level = 0; level < f.levels; level++) {
+        for (int64_t t = begin; t < end; t++) {
+          int32_t& node = leaf[t * f.trees + k];
+          const int64_t row = f.row(k, node);
+          auto z = dot(x + t * f.hidden, f.weight_in + row * f.hidden, f.hidden);
+          if (f.bias_in) z += static_cast<Accumulator<T>>(f.bias_in[row]);
+          pre_activation[t * f.path() + k * f.levels + level] = z;
+          if (level + 1 < f.levels) node = 2 * node + 1 + (z > 0);
+        }
       }
     }
   }
@@ -332,26 +330,6 @@ std::vector<int64_t> sort_by_node(const int32_t* node, int64_t stride, int64_t t
   std::vector<int64_t> next(begin.begin(), begin.end() - 1);
   for (int64_t t = 0; t < tokens; t++) order[next[node[t * stride] - first]++] = t;
   return begin;
-}
-
-// Walks tokens down all trees: fills leaf (tokens, trees) and pre_activation (tokens, trees, levels).
-template <class T>
-void walk(const Trees<T>& f, const T* x, int64_t tokens, int32_t* leaf, Accumulator<T>* pre_activation) {
-  const int64_t cut = f.levels / 2;
-  const bool sorting = tokens >= 4 << cut && f.levels > 4;
-  std::vector<int32_t> order(sorting ? tokens : 0);
-  for (int64_t k = 0; k < f.trees; k++) {
-    int32_t* node = leaf + k;
-    auto* z = pre_activation + k * f.levels;
-    for (int64_t t = 0; t < tokens; t++) node[t * f.trees] = 0;
-    if (!sorting) {
-      descend(f, k, x, nullptr, tokens, 0, f.levels, node, z);
-    } else {
-      descend(f, k, x, nullptr, tokens, 0, cut, node, z);
-      sort_by_node(node, f.trees, tokens, (int64_t(1) << cut) - 1, int64_t(1) << cut, order.data());
-      descend(f, k, x, order.data(), tokens, cut, f.levels, node, z);
-    }
-  }
 }
 
 // The order in which to visit tokens so that neighbours share rows: by the leaves of the first tree.
@@ -539,10 +517,22 @@ struct Arguments {
   int64_t grain() const { return 1 + (1 << 18) / (trees.path() * trees.hidden); }
 };
 
+// Pages of large tensors cost more to get from the system than to fill; ask for large ones.
+Tensor empty(at::IntArrayRef sizes, at::TensorOptions options) {
+  Tensor tensor = at::empty(sizes, options);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t HUGE_PAGE = 1 << 21;
+  auto data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t begin = (data + HUGE_PAGE - 1) & -HUGE_PAGE, end = (data + tensor.nbytes()) & -HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return tensor;
+}
+
 Tensor fff_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
                const Tensor& weight_out) {
   check(x, weight_in, bias_in, weight_out);
-  Tensor out = at::empty(x.sizes(), x.options());
+  Tensor out = empty(x.sizes(), x.options());
   with_dtype(x, [&](auto t) {
     using T = decltype(t);
     Arguments<T> a(x, weight_in, bias_in, weight_out);
@@ -563,9 +553,9 @@ std::tuple<Tensor, Tensor, Tensor> fff_with_path_cpu(const Tensor& x, const Tens
   check(x, weight_in, bias_in, weight_out);
   const int64_t tokens = x.numel() / x.size(-1), trees = weight_in.size(0);
   const int64_t levels = std::bit_width(uint64_t(weight_in.size(1)));
-  Tensor out = at::empty(x.sizes(), x.options());
-  Tensor leaf = at::empty({tokens, trees}, x.options().dtype(at::kInt));
-  Tensor pre_activation = at::empty({tokens, trees, levels}, x.options().dtype(accumulator_dtype(x)));
+  Tensor out = empty(x.sizes(), x.options());
+  Tensor leaf = empty({tokens, trees}, x.options().dtype(at::kInt));
+  Tensor pre_activation = empty({tokens, trees, levels}, x.options().dtype(accumulator_dtype(x)));
   with_dtype(x, [&](auto t) {
     using T = decltype(t);
     Arguments<T> a(x, weight_in, bias_in, weight_out);
@@ -585,7 +575,7 @@ Tensor route_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<T
   check(x, weight_in, bias_in, weight_in);
   const int64_t tokens = x.numel() / x.size(-1), trees = weight_in.size(0);
   const int64_t levels = std::bit_width(uint64_t(weight_in.size(1)));
-  Tensor path = at::empty({tokens, trees, levels}, x.options().dtype(at::kLong));
+  Tensor path = empty({tokens, trees, levels}, x.options().dtype(at::kLong));
   with_dtype(x, [&](auto t) {
     using T = decltype(t);
     Arguments<T> a(x, weight_in, bias_in, weight_in);
@@ -609,9 +599,9 @@ Tensor route_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<T
 std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad_, const Tensor& weight_in,
                                                        const Tensor& weight_out, const Tensor& leaf,
                                                        const Tensor& pre_activation) {
-  Tensor grad_x = at::empty(grad_.sizes(), grad_.options());
-  Tensor grad_pre_activation = at::empty(pre_activation.sizes(), pre_activation.options());
-  Tensor activation = at::empty(pre_activation.sizes(), pre_activation.options());
+  Tensor grad_x = empty(grad_.sizes(), grad_.options());
+  Tensor grad_pre_activation = empty(pre_activation.sizes(), pre_activation.options());
+  Tensor activation = empty(pre_activation.sizes(), pre_activation.options());
   check(grad_, weight_in, std::nullopt, weight_out);
   with_dtype(grad_, [&](auto t) {
     using T = decltype(t);
@@ -637,9 +627,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, con
   const Tensor grad = grad_.contiguous(), x = x_.contiguous();
   const int64_t hidden = x.size(-1), tokens = leaf.size(0), trees = leaf.size(1), levels = activation.size(2);
   const int64_t nodes = (int64_t(1) << levels) - 1, path = trees * levels;
-  Tensor grad_in = at::empty({trees, nodes, hidden}, x.options());
-  Tensor grad_bias = at::empty({trees, nodes}, x.options());
-  Tensor grad_out = at::empty({trees, nodes, hidden}, x.options());
+  Tensor grad_in = empty({trees, nodes, hidden}, x.options());
+  Tensor grad_bias = empty({trees, nodes}, x.options());
+  Tensor grad_out = empty({trees, nodes, hidden}, x.options());
   with_dtype(x, [&](auto t) {
     using T = decltype(t);
     using A = Accumulator<T>;
@@ -680,8 +670,14 @@ std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, con
 // With gradients the operator that keeps the path takes over; its formula is registered from Python.
 Tensor fff_autograd(const Tensor& x, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
                     const Tensor& weight_out) {
-  const bool needed = x.requires_grad() || weight_in.requires_grad() || weight_out.requires_grad() ||
-                      (bias_in && bias_in->requires_grad());
+  const Tensor none;
+  bool needed = false;
+  for (const Tensor* tensor : {&x, &weight_in, bias_in ? &*bias_in : &none, &weight_out}) {
+    if (!tensor->defined()) continue;
+    needed |= tensor->requires_grad();
+    TORCH_CHECK_NOT_IMPLEMENTED(!tensor->_fw_grad(0).defined(),
+                                "backend 'native' has no forward-mode derivatives; use 'reference' or 'dense' for them");
+  }
   if (needed && at::GradMode::is_enabled()) {
     static const auto with_path = c10::Dispatcher::singleton()
                                       .findSchemaOrThrow("ultrafastbert::fff_with_path", "")
