@@ -97,6 +97,12 @@ def test_a_token_does_not_depend_on_the_others_nor_on_threads():
     assert torch.equal(alone, results[0][0][:50])
 
 
+def test_a_token_that_is_not_a_number_goes_left():
+    x, weight_in, bias_in, _ = make((3,), 8, 2, 3)
+    path = ops.route(x * float("nan"), weight_in, bias_in, backend="native")
+    assert torch.equal(path, torch.tensor([0, 1, 3, 7]).expand(3, 2, 4))
+
+
 def test_frozen_weights_and_frozen_input():
     arguments = make((20,), 16, 2, 4)
     arguments[0].requires_grad_()

@@ -40,7 +40,7 @@ def load() -> Path:
     try:
         library = build()
         torch.ops.load_library(library)
-    except OSError as error:  # a directory that cannot be written, a library that does not fit
+    except (OSError, NotImplementedError) as error:  # no right to write or to lock, a library that does not fit
         raise BuildError(f"the native operator cannot be built in {_directory()} or loaded: {error}") from error
     return library
 

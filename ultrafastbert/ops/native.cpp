@@ -12,7 +12,6 @@
 // - What a token gets does not depend on the other tokens or on the number of threads, to the last bit.
 // - A pre-activation that is not a number is not > 0: the token goes left.
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -22,15 +21,15 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <numeric>
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef __AVX512BF16__
@@ -596,13 +595,23 @@ Tensor route_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<T
   return path;
 }
 
+// The two backward operators take what the forward pass made; only its layout is checked.
+void check_path(const Tensor& leaf, const Tensor& by_neuron, const Tensor& x, int64_t trees) {
+  TORCH_CHECK_VALUE(leaf.dim() == 2 && leaf.size(0) * x.size(-1) == x.numel() && leaf.size(1) == trees &&
+                        by_neuron.dim() == 3 && by_neuron.sizes().slice(0, 2) == leaf.sizes(),
+                    "leaf has shape ", leaf.sizes(), " and what goes with it ", by_neuron.sizes(),
+                    "; they should be (tokens, trees) and (tokens, trees, levels)");
+}
+
 std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad_, const Tensor& weight_in,
-                                                       const Tensor& weight_out, const Tensor& leaf,
-                                                       const Tensor& pre_activation) {
+                                                       const Tensor& weight_out, const Tensor& leaf_,
+                                                       const Tensor& pre_activation_) {
+  check(grad_, weight_in, std::nullopt, weight_out);
+  check_path(leaf_, pre_activation_, grad_, weight_in.size(0));
+  const Tensor leaf = leaf_.contiguous(), pre_activation = pre_activation_.contiguous();
   Tensor grad_x = empty(grad_.sizes(), grad_.options());
   Tensor grad_pre_activation = empty(pre_activation.sizes(), pre_activation.options());
   Tensor activation = empty(pre_activation.sizes(), pre_activation.options());
-  check(grad_, weight_in, std::nullopt, weight_out);
   with_dtype(grad_, [&](auto t) {
     using T = decltype(t);
     using A = Accumulator<T>;
@@ -622,9 +631,13 @@ std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad_, cons
   return {grad_x, grad_pre_activation, activation};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, const Tensor& x_, const Tensor& leaf,
-                                                        const Tensor& grad_pre_activation, const Tensor& activation) {
-  const Tensor grad = grad_.contiguous(), x = x_.contiguous();
+std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, const Tensor& x_, const Tensor& leaf_,
+                                                        const Tensor& grad_pre_activation_,
+                                                        const Tensor& activation_) {
+  check_path(leaf_, grad_pre_activation_, x_, leaf_.size(-1));
+  check_path(leaf_, activation_, grad_, leaf_.size(-1));
+  const Tensor grad = grad_.contiguous(), x = x_.contiguous(), leaf = leaf_.contiguous();
+  const Tensor grad_pre_activation = grad_pre_activation_.contiguous(), activation = activation_.contiguous();
   const int64_t hidden = x.size(-1), tokens = leaf.size(0), trees = leaf.size(1), levels = activation.size(2);
   const int64_t nodes = (int64_t(1) << levels) - 1, path = trees * levels;
   Tensor grad_in = empty({trees, nodes, hidden}, x.options());
@@ -648,7 +661,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, con
         backward_bias(*runs[k], path, dz + k * levels, d_bias + k * nodes);
       }
     });
-    constexpr int64_t WIDTH = 4 * STEP<T>;
+    constexpr int64_t WIDTH = MANY * STEP<T>;
     const int64_t pieces = (hidden + WIDTH - 1) / WIDTH;
     at::parallel_for(0, trees * 2 * pieces, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; item++) {

@@ -10,6 +10,7 @@
 """
 
 import functools
+import threading
 import warnings
 
 import torch
@@ -46,10 +47,20 @@ def _warn(message):
     warnings.warn(f"{message}\nUntil then the slower backends 'gather' and 'dense' are used.", stacklevel=4)
 
 
-@functools.cache
 def _load():
+    with _loading:
+        return _load_once()
+
+
+_loading = threading.Lock()  # operators may be registered only once
+
+
+@functools.cache
+def _load_once():
     from . import build  # here, so that `python -m ultrafastbert.ops.build` runs a module not yet imported
 
+    if hasattr(torch.ops.ultrafastbert, "fff"):  # this module was reloaded, in a notebook for example
+        return None
     try:
         build.load()
     except build.BuildError as error:
