@@ -53,3 +53,16 @@ def test_wrong_sizes_are_named(arguments, message):
 
 def test_repr_states_the_size():
     assert "trees=2, depth=3" in repr(FFF(4, depth=3, trees=2))
+
+
+def test_parametrized_weights_are_used():
+    layer = FFF(8, 3)
+    x = torch.randn(5, 8)
+    expected = ops.fff(x, layer.weight_in, layer.bias_in, 2 * layer.weight_out)
+
+    class Double(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight_out", Double())
+    torch.testing.assert_close(layer(x), expected)

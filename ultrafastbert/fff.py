@@ -64,7 +64,12 @@ class FFF(nn.Module):
         nn.init.normal_(self.weight_out, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.fff(x, self.weight_in, self.bias_in, self.weight_out, backend=self.backend)
+        try:  # nn.Module's own way to find three parameters takes longer than the arithmetic of a token
+            parameters = self._parameters
+            weights = parameters["weight_in"], parameters["bias_in"], parameters["weight_out"]
+        except KeyError:  # parametrized, pruned or sharded: they are attributes of another kind
+            weights = self.weight_in, self.bias_in, self.weight_out
+        return ops.fff(x, *weights, backend=self.backend)
 
     def route(self, x: torch.Tensor) -> torch.Tensor:
         """The paths of the tokens: `(..., hidden_size)` -> int64 `(..., trees, depth + 1)`; see `ops.route`."""

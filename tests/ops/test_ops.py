@@ -221,7 +221,10 @@ def test_environment_names_the_backend(monkeypatch):
 @pytest.mark.parametrize(
     "depth, inference, training", [(0, "dense", "dense"), (8, "gather", "dense"), (11, "gather", "gather")]
 )
-def test_default_backend_follows_depth_and_gradients(depth, inference, training):
+def test_default_backend_follows_depth_and_gradients(monkeypatch, depth, inference, training):
     x, weight_in, *_ = make((2,), 4, 1, depth)
+    monkeypatch.setattr(ops.native, "available", lambda: True)
+    assert ops.choose_backend(x, weight_in) == ("native" if depth else "dense")
+    monkeypatch.setattr(ops.native, "available", lambda: False)
     assert ops.choose_backend(x, weight_in) == inference
     assert ops.choose_backend(x, weight_in.requires_grad_()) == training

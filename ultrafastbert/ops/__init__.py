@@ -1,7 +1,8 @@
 """The fast feedforward operator: one function, several backends.
 
 A backend is a module with two functions, `fff` and `route`, that take tokens `(tokens, hidden)` and may assume
-checked arguments of one dtype.
+checked arguments of one dtype. `native` is written in C++ and checks for itself, and here it is called before all
+else: for a single token, checking in Python takes several times as long as the arithmetic.
 `reference` states the mathematics; the others compute the same more quickly. Near a decision boundary, where a
 pre-activation is within rounding of zero, two backends may send a token to different children.
 """
@@ -10,9 +11,9 @@ import os
 
 import torch
 
-from . import dense, gather, reference
+from . import dense, gather, native, reference
 
-BACKENDS = {"reference": reference, "dense": dense, "gather": gather}
+BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native}
 
 
 def fff(
@@ -35,15 +36,25 @@ def fff(
 
     Returns:
         `(..., hidden)` in the dtype of `x` (under autocast: in autocast's dtype, as linear layers do).
-        The gradient flows through the neurons on the paths, not through the choice of path. `gather` has no second
-        derivatives and no forward-mode ones; `reference` and `dense` have both.
+        The gradient flows through the neurons on the paths, not through the choice of path. `gather` and `native`
+        have no second derivatives and no forward-mode ones, `native` none through `torch.func` either; `reference`
+        and `dense` have them all.
 
     Raises:
         ValueError: a shape, device or backend name that does not fit; the message names the argument.
         TypeError: dtypes that differ or are not floating point.
+        ultrafastbert.ops.build.BuildError: `native` is asked for by name and cannot be built or loaded.
 
     Source: arXiv 2311.10770, algorithm 1.
     """
+    if weight_in.dim() == 3 and x.is_cpu and not torch.is_autocast_enabled("cpu"):
+        name = _name(backend, x, weight_in)
+        if name == "native":
+            try:
+                return native.fff(x, weight_in, bias_in, weight_out)
+            except (RuntimeError, ValueError, TypeError):
+                _prepare(x, weight_in, bias_in, weight_out)  # if an argument is wrong, this says which
+                raise
     x, weight_in, bias_in, weight_out = _prepare(x, weight_in, bias_in, weight_out)
     tokens = x.reshape(-1, x.shape[-1])
     return _backend(backend, tokens, weight_in).fff(tokens, weight_in, bias_in, weight_out).view(x.shape)
@@ -67,18 +78,27 @@ def route(
 def choose_backend(x: torch.Tensor, weight_in: torch.Tensor) -> str:
     """The name of the backend that is used when none is asked for.
 
-    On a CPU `gather` overtakes `dense` once a tree has enough neurons for each one that a token uses: from about
-    30 (depth 7) in a forward pass and 100 (depth 9) with gradients, at width 256 and 768 alike. Elsewhere `dense`,
-    whose products keep an accelerator's matrix units busy.
+    What counts is how many neurons a tree has for each one that a token uses. On a CPU `native` overtakes `dense`
+    from about 6 (depth 4) on, at width 128 and 768, for 1 to 4096 tokens, with gradients and without. Where it
+    cannot be used `gather` takes its place, later: from about 30 (depth 7) in a forward pass and 100 (depth 9) with
+    gradients. Elsewhere `dense`, whose products keep an accelerator's matrix units busy.
     """
     nodes = weight_in.shape[1]
-    training = torch.is_grad_enabled() and (x.requires_grad or weight_in.requires_grad)
     neurons_per_used = nodes / nodes.bit_length()
-    return "gather" if x.device.type == "cpu" and neurons_per_used >= (100 if training else 30) else "dense"
+    if not x.is_cpu or neurons_per_used < 6:
+        return "dense"
+    if native.available():
+        return "native"
+    training = torch.is_grad_enabled() and (x.requires_grad or weight_in.requires_grad)
+    return "gather" if neurons_per_used >= (100 if training else 30) else "dense"
 
 
-def _backend(name, tokens, weight_in):
-    name = name or os.environ.get("UFB_FFF_BACKEND") or choose_backend(tokens, weight_in)
+def _name(backend, x, weight_in):
+    return backend or os.environ.get("UFB_FFF_BACKEND") or choose_backend(x, weight_in)
+
+
+def _backend(backend, tokens, weight_in):
+    name = _name(backend, tokens, weight_in)
     if name not in BACKENDS:
         known = ", ".join(BACKENDS)
         raise ValueError(f"backend (or the variable UFB_FFF_BACKEND) is {name!r}; it should be one of {known}")
