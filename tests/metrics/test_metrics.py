@@ -253,6 +253,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_without_network_processes_compute_at_once_and_evaluate_loads_the_files(tmp_path):
     """Warnings as errors must not turn ours into exceptions; nothing is left behind by our own function."""
     paths = [f"{DIRECTORY}/{metric}.py" for metric in METRICS]

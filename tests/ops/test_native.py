@@ -214,6 +214,7 @@ def start(environment, program=USE):
     )
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_build_once(environment, tmp_path):
     processes = [start(environment()) for _ in range(3)]
     outcomes = [process.communicate() for process in processes]
@@ -224,6 +225,7 @@ def test_processes_that_start_together_build_once(environment, tmp_path):
     assert sorted(path.suffix for path in directory.iterdir()) == ["", ".so"]  # the lock and the library
 
 
+@pytest.mark.slow
 def test_a_killed_builder_stands_in_nobodys_way(environment, tmp_path):
     builder = start(environment(seconds=60))
     while not (tmp_path / "log").exists():
@@ -237,6 +239,7 @@ def test_a_killed_builder_stands_in_nobodys_way(environment, tmp_path):
     assert not list(directory.glob("building-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler, words", [("/nowhere/c++", "install g++"), ("false", "ended with code 1")])
 def test_without_a_compiler_one_warning_and_gather(environment, compiler, words):
     program = USE + "layer(torch.randn(2, 8)); layer(torch.randn(2, 8))"
@@ -248,6 +251,7 @@ def test_without_a_compiler_one_warning_and_gather(environment, compiler, words)
     assert words in process.communicate()[1] and process.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_library_built_ahead_needs_no_compiler(environment):
     command = [sys.executable, "-m", "ultrafastbert.ops.build"]
     built = subprocess.run(command, env=environment(seconds=0), capture_output=True, text=True, check=True)
