@@ -33,6 +33,7 @@ from ultrafastbert.metrics import compute_metric
 
 from .finetune_arguments import Recipe
 from .optimizer import build_optimizer
+from .precision import uses_bf16
 
 EVALUATION_BATCH = 128
 DROPOUTS = (
@@ -180,7 +181,7 @@ def finetune(
     """
     start, task = time.monotonic(), encoded.task
     model.to(device)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(recipe.precision, device))
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(recipe.precision, device))
     trainer = _Trainer(model, encoded, recipe, lr, seed, device, autocast, check)
     result = trainer.run(hold_out=held_out_only or recipe.early_stopping is not None)
 
@@ -294,9 +295,3 @@ def _predict(model, split: EncodedSplit, rows, task: Task, device, autocast, che
 def _score(task: Task, predictions: np.ndarray, references: np.ndarray) -> tuple[dict[str, float], list[str]]:
     num_labels = None if task.is_regression else len(task.labels)
     return compute_metric(task.metric, predictions.tolist(), references.tolist(), num_labels=num_labels)
-
-
-def _uses_bf16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"

@@ -48,6 +48,7 @@ from .evaluation import Evaluation, evaluate
 from .interrupt import Interrupt
 from .optimizer import build_optimizer
 from .plots import plot_runs
+from .precision import uses_bf16
 from .report import Reporter, duration
 from .run_directory import check_disk, find_start, move_aside, open_run_directory
 from .schedule import Progress, micro_batches, triangle
@@ -130,7 +131,7 @@ class Pretraining:
         self.wrapped_model, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.model.train()
         self.autocast = functools.partial(
-            torch.autocast, device.type, dtype=torch.bfloat16, enabled=_uses_bf16(self.train.precision, device)
+            torch.autocast, device.type, dtype=torch.bfloat16, enabled=uses_bf16(self.train.precision, device)
         )
 
         masker = functools.partial(
@@ -341,7 +342,7 @@ class Pretraining:
         self.reporter.say(
             f"{self.arguments.model.fff} encoder, {size / 1e6:.1f} million parameters, on {self.accelerator.device}"
             f" ({self.accelerator.num_processes} process{'es' if self.accelerator.num_processes > 1 else ''},"
-            f" {'bf16' if _uses_bf16(self.train.precision, self.accelerator.device) else 'fp32'})\n"
+            f" {'bf16' if uses_bf16(self.train.precision, self.accelerator.device) else 'fp32'})\n"
             f"{data.train.size / 1e6:.1f} million tokens of training data, {data.validation.size / 1e6:.2f} million of"
             f" validation; unigram entropy {data.unigram_entropy:.3f} nats"
         )
@@ -523,12 +524,6 @@ def _step_of_final(final: Path) -> int | None:
 def _plain(arguments: PretrainArguments) -> dict:
     """The arguments as JSON and YAML have them: lists for tuples."""
     return json.loads(json.dumps(arguments.to_dict()))
-
-
-def _uses_bf16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"
 
 
 def _flatten(settings: dict, prefix: str = "") -> dict:
