@@ -24,7 +24,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from filelock import FileLock, Timeout
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ultrafastbert.data.glue import TASKS, load_glue
@@ -184,13 +184,20 @@ class Sweep:
             )
         except Diverged as error:  # the same would happen again: that is the result
             outcome = {"diverged": str(error)}
+        try:
+            self._save(run, model, result, outcome)
+        except Exception as error:  # a full disk is an OSError, or an error of safetensors
+            raise UserError(f"{run}: its result cannot be written to {directory}: {error}") from error
+        self._tell(run, result | outcome)
+
+    def _save(self, run: Run, model: PreTrainedModel, result: dict, outcome: dict) -> None:
+        directory = self._directory(run)
         for title, predictions in outcome.pop("predictions", {}).items():
             np.save(directory / f"{title}.npy", predictions)
         if self.arguments.save_models and not run.is_trial and "diverged" not in outcome:
             model.save_pretrained(directory / "model")
             self.tokenizer.save_pretrained(directory / "model")
         write_atomically(directory / "result.json", json.dumps(result | outcome, indent=1))
-        self._tell(run, result | outcome)
 
     def _best_lr(self, task: str) -> float:
         """The recipe's learning rate, or the one that was best on held-out rows."""
