@@ -13,7 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ultrafastbert import UltraFastBertConfig, UltraFastBertForMaskedLM, UltraFastBertForTokenClassification
+from ultrafastbert import (
+    UltraFastBertConfig,
+    UltraFastBertForMaskedLM,
+    UltraFastBertForTokenClassification,
+    ops,
+    optimize_for_inference,
+)
 from ultrafastbert.convert import (
     CARRIED,
     REQUIRED,
@@ -121,6 +127,35 @@ def test_checkpoints_that_the_original_code_wrote(tmp_path):
         torch.testing.assert_close(hidden, expected["hidden"][real], atol=1e-4, rtol=0)
         torch.testing.assert_close(unmasked, expected["hidden_nomask"], atol=1e-4, rtol=0)
         torch.testing.assert_close(output.logits[real], expected["logits"][real], atol=1e-4, rtol=0)
+        the_same_by_every_way(model, input_ids, mask, expected["logits"], atol=1e-4)
+
+
+def the_same_by_every_way(model, input_ids, mask, expected, atol):
+    """Through each backend of the trees, and optimised."""
+    real = mask.bool()
+    exact = optimize_for_inference(model, dtype="float32", int8=False, verbose=False)
+    rounded = optimize_for_inference(model, dtype="bfloat16", int8=True, verbose=False)
+    with torch.no_grad():
+        for backend in ops.BACKENDS:
+            if backend == "native" and not ops.native.available():
+                continue
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("UFB_FFF_BACKEND", backend)
+                logits = model(input_ids, attention_mask=mask).logits
+            torch.testing.assert_close(logits[real], expected[real], atol=atol, rtol=0)
+        logits = exact(input_ids, attention_mask=mask).logits
+        torch.testing.assert_close(logits[real], expected[real], atol=atol, rtol=0)
+        logits = rounded(input_ids, attention_mask=mask).logits.float()
+        assert (logits - expected)[real].norm() < 0.05 * expected[real].norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"intermed_size": 1, "intermed_depth": 4}, {"intermed_type": "ff"}])
+def test_the_same_by_every_backend_and_optimised(tmp_path, options):
+    config = original.config(**options)
+    model, state = converted(tmp_path, config)
+    input_ids, mask = inputs()
+    expected = original.masked_lm(config, state, input_ids, mask)
+    the_same_by_every_way(model, input_ids, mask, expected, atol=1e-5)
 
 
 # What is carried over

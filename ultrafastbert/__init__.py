@@ -17,6 +17,7 @@ from transformers import (
 
 from .configuration_ultrafastbert import UltraFastBertConfig
 from .fff import FFF
+from .inference import optimize_for_inference
 from .modeling_ultrafastbert import (
     UltraFastBertForMaskedLM,
     UltraFastBertForMultipleChoice,
@@ -50,4 +51,5 @@ __all__ = [
     "UltraFastBertForTokenClassification",
     "UltraFastBertModel",
     "UltraFastBertPreTrainedModel",
+    "optimize_for_inference",
 ]

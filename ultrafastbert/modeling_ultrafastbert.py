@@ -254,12 +254,18 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             self._check_position_ids(position_ids)
 
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)
+        return BaseModelOutput(last_hidden_state=self.run_layers(hidden_states, attention_mask, **kwargs))
+
+    def run_layers(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """The layers and the final norm, `(batch, seq, hidden)` -> the same. `optimize_for_inference` replaces it."""
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.final_norm(hidden_states))
+        return self.final_norm(hidden_states)
 
     def _default_position_ids(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch or 1, seq)` int64: columns counted from each row's first real token, 0 before it."""

@@ -25,6 +25,7 @@ from filelock import FileLock
 from ultrafastbert.errors import UserError
 
 SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
 COMPILE = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -109,7 +110,8 @@ def _directory():
     from torch.utils.cpp_extension import get_default_build_root
 
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    return Path(root) / f"ultrafastbert-{_digest(SOURCE.read_text(), *COMPILE, torch.__version__, _processor())}"
+    sources = [path.read_text() for path in SOURCES]
+    return Path(root) / f"ultrafastbert-{_digest(*sources, *COMPILE, torch.__version__, _processor())}"
 
 
 def _processor():

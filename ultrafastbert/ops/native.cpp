@@ -1,9 +1,7 @@
-// The fast feedforward operator for CPUs: forward, routes and both halves of the backward pass.
+// The operators for CPUs: the fast feedforward one (forward, routes and both halves of the backward pass), and
+// attention without padding.
 //
-// What is notable:
-// - Vectors are those of the compiler (GCC's and Clang's vector_size), as wide as the machine it is built for has
-//   them: AVX-512, AVX2, NEON or SSE from one text. Only bfloat16's dot product asks for an instruction by name.
-// - Numbers of 16 bits are read as float, and everything is added up in float (double for double).
+// What is notable of the trees (of numbers and attention: vectors.h, attention.h):
 // - Tokens walk the trees in blocks, a level at a time, so that the loads of several tokens overlap, and get their
 //   outputs in the order of their leaves, so that neighbours find rows in cache. (Prefetching the next rows by hand,
 //   and sorting tokens by subtree on their way down, made it slower.)
@@ -18,268 +16,29 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "attention.h"
+#include "rows.h"
+#include "vectors.h"
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
 namespace {
 
-using at::BFloat16;
-using at::Half;
 using at::Tensor;
-
-// ---------------------------------------------------------------------------------------------------- vectors
-
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32;
-#else
-constexpr int VECTOR_BYTES = 16;
-#endif
-
-template <class A, int BYTES>
-struct VectorOf {
-  typedef A type __attribute__((vector_size(BYTES)));
-  typedef A anywhere __attribute__((vector_size(BYTES), aligned(1), may_alias));  // in memory, at any address
-};
-template <class A>
-using Vec = typename VectorOf<A, VECTOR_BYTES>::type;
-
-template <class A, int BYTES = VECTOR_BYTES>
-inline auto read(const void* p, int i = 0) {
-  return typename VectorOf<A, BYTES>::type(static_cast<const typename VectorOf<A, BYTES>::anywhere*>(p)[i]);
-}
-
-template <class V>
-inline void write(void* p, V v, int i = 0) {
-  static_cast<typename VectorOf<std::remove_cvref_t<decltype(v[0])>, sizeof(V)>::anywhere*>(p)[i] = v;
-}
-
-template <class T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// Two vectors of accumulators: what a vector of 16-bit numbers widens to.
-template <class A>
-struct Pair {
-  Vec<A> a, b;
-};
-
-template <class T>
-constexpr int STEP = 2 * VECTOR_BYTES / sizeof(Accumulator<T>);  // numbers in a Pair
-
-// Reads STEP numbers. Those of bfloat16 are dealt out, the even ones to `a` and the odd ones to `b`, which takes a
-// shift and a mask; `store` collects them again.
-template <class T>
-inline Pair<Accumulator<T>> load(const T* p) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    auto bits = read<uint32_t>(p);
-    return {std::bit_cast<Vec<float>>(bits << 16), std::bit_cast<Vec<float>>(bits & 0xffff0000u)};
-  } else if constexpr (std::is_same_v<T, Half>) {
-    return {__builtin_convertvector((read<_Float16, VECTOR_BYTES / 2>(p, 0)), Vec<float>),
-            __builtin_convertvector((read<_Float16, VECTOR_BYTES / 2>(p, 1)), Vec<float>)};
-  } else {
-    return {read<T>(p, 0), read<T>(p, 1)};
-  }
-}
-
-template <class T>
-inline void store(T* p, const Pair<Accumulator<T>>& v) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    auto round = [](Vec<float> x) {  // to nearest, ties to even, in the upper half; NaN stays NaN
-      auto bits = std::bit_cast<Vec<uint32_t>>(x);
-      return x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
-    };
-    write(p, (round(v.a) >> 16) | (round(v.b) & 0xffff0000u));
-  } else if constexpr (std::is_same_v<T, Half>) {
-    using Halves = typename VectorOf<_Float16, VECTOR_BYTES / 2>::type;
-    write(p, __builtin_convertvector(v.a, Halves), 0);
-    write(p, __builtin_convertvector(v.b, Halves), 1);
-  } else {
-    write(p, v.a, 0);
-    write(p, v.b, 1);
-  }
-}
-
-// The last `count` < STEP numbers of a row, padded with zeros.
-template <class T>
-struct Tail {
-  T values[STEP<T>] = {};
-  Tail(const T* p, int64_t count) { std::memcpy(values, p, count * sizeof(T)); }
-};
-
-template <class T>
-inline void multiply_add(Pair<Accumulator<T>>& sum, const T* x, const T* y) {
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    sum.a = _mm512_dpbf16_ps(sum.a, std::bit_cast<__m512bh>(read<uint32_t>(x)),
-                             std::bit_cast<__m512bh>(read<uint32_t>(y)));
-    return;
-  }
-#endif
-  auto u = load(x), v = load(y);
-  sum.a += u.a * v.a;
-  sum.b += u.b * v.b;
-}
-
-template <class V, size_t... I>
-inline auto add_halves(V v, std::index_sequence<I...>) {
-  return __builtin_shufflevector(v, v, I...) + __builtin_shufflevector(v, v, (I + sizeof...(I))...);
-}
-
-template <class A, int LANES = VECTOR_BYTES / sizeof(A), class V>
-inline A sum_lanes(V v) {
-  if constexpr (LANES == 2) {
-    return v[0] + v[1];
-  } else {
-    return sum_lanes<A, LANES / 2>(add_halves(v, std::make_index_sequence<LANES / 2>()));
-  }
-}
-
-template <class T>
-inline Accumulator<T> dot(const T* x, const T* y, int64_t size) {
-  using A = Accumulator<T>;
-  constexpr int CHAINS = 4;  // sums that do not wait for each other; unrolled, they stay in registers
-  Pair<A> sums[CHAINS] = {};
-  int64_t i = 0;
-  for (; i + CHAINS * STEP<T> <= size; i += CHAINS * STEP<T>) {
-#pragma GCC unroll 4
-    for (int c = 0; c < CHAINS; c++) multiply_add(sums[c], x + i + c * STEP<T>, y + i + c * STEP<T>);
-  }
-  for (; i + STEP<T> <= size; i += STEP<T>) multiply_add(sums[0], x + i, y + i);
-  if (i < size) multiply_add(sums[1], Tail<T>(x + i, size - i).values, Tail<T>(y + i, size - i).values);
-  return sum_lanes<A>(((sums[0].a + sums[1].a) + (sums[2].a + sums[3].a)) +
-                                    ((sums[0].b + sums[1].b) + (sums[2].b + sums[3].b)));
-}
-
-constexpr int MANY = 4;  // Pairs summed at once: half of AVX2's registers, and enough to keep the adders busy
-
-// Calls `body(pairs, column, size)` for all columns: with a constant `pairs` of MANY and then 1, of whose numbers
-// `size` are there.
-template <class T, class Body>
-inline void for_columns(int64_t columns, const Body& body) {
-  int64_t column = 0;
-  for (; column + MANY * STEP<T> <= columns; column += MANY * STEP<T>) {
-    body(std::integral_constant<int, MANY>(), column, MANY * STEP<T>);
-  }
-  for (; column < columns; column += STEP<T>) {
-    body(std::integral_constant<int, 1>(), column, std::min<int64_t>(STEP<T>, columns - column));
-  }
-}
-
-template <class T>
-inline Pair<Accumulator<T>> load(const T* p, int64_t count) {
-  return count == STEP<T> ? load(p) : load(Tail<T>(p, count).values);
-}
-
-template <class T>
-inline void store(T* p, const Pair<Accumulator<T>>& v, int64_t count) {
-  if (count == STEP<T>) return store(p, v);
-  T values[STEP<T>];
-  store(values, v);
-  std::memcpy(p, values, count * sizeof(T));
-}
-
-// Sums of weighted rows in PAIRS * STEP columns, of which `size` are there.
-template <class T, int PAIRS>
-struct Sums {
-  Pair<Accumulator<T>> sums[PAIRS] = {};
-
-  inline void add(Accumulator<T> weight, const T* row, int64_t size) {
-#pragma GCC unroll 4
-    for (int j = 0; j < PAIRS; j++) {
-      auto v = load(row + j * STEP<T>, PAIRS > 1 ? STEP<T> : size);
-      sums[j].a += weight * v.a;
-      sums[j].b += weight * v.b;
-    }
-  }
-
-  inline void write(T* row, int64_t size) const {
-#pragma GCC unroll 4
-    for (int j = 0; j < PAIRS; j++) store(row + j * STEP<T>, sums[j], PAIRS > 1 ? STEP<T> : size);
-  }
-};
-
-// out = sum of weights[i] * rows[i]
-template <class T>
-inline void weighted_sum(const T* const* rows, const Accumulator<T>* weights, int64_t count, int64_t hidden, T* out) {
-  for_columns<T>(hidden, [&](auto pairs, int64_t column, int64_t size) {
-    Sums<T, decltype(pairs)::value> sums;
-    for (int64_t i = 0; i < count; i++) sums.add(weights[i], rows[i] + column, size);
-    sums.write(out + column, size);
-  });
-}
-
-// ------------------------------------------------------------------------------------------------------- GELU
-
-// e^x for x <= 0: 2^n e^r with |r| <= log(2) / 2, and the Taylor series of e^r to the term that float still notices.
-inline Vec<float> exp_negative(Vec<float> x) {
-  x = x < -87.0f ? Vec<float>{} - 87.0f : x;  // below, float has no normal numbers
-  constexpr float MAGIC = 12582912.0f;        // 1.5 * 2^23: added, it leaves the nearest integer in the low bits
-  Vec<float> shifted = x * 1.44269504f + MAGIC, n = shifted - MAGIC;
-  Vec<float> r = x - n * 0.693145752f - n * 1.42860677e-6f;  // log(2) in two parts
-  Vec<float> p = 1.0f / 720 + r * (1.0f / 5040);
-  p = 1.0f / 120 + r * p;
-  p = 1.0f / 24 + r * p;
-  p = 1.0f / 6 + r * p;
-  p = 0.5f + r * p;
-  p = 1.0f + r * p;
-  p = 1.0f + r * p;
-  return std::bit_cast<Vec<float>>(std::bit_cast<Vec<int32_t>>(p) + (std::bit_cast<Vec<int32_t>>(shifted) << 23));
-}
-
-// The normal distribution: its density, and the share of it below x. Abramowitz & Stegun, 7.1.26, which is off by
-// 1e-7 at most, as is PyTorch's own GELU.
-inline void normal(Vec<float> x, Vec<float>& density, Vec<float>& below) {
-  Vec<float> bell = exp_negative(-0.5f * x * x), size = x < 0.0f ? -x : x;
-  Vec<float> t = 1.0f / (1.0f + 0.231641894f * size);  // 0.3275911 / sqrt(2)
-  Vec<float> p = -1.453152027f + t * 1.061405429f;
-  p = 1.421413741f + t * p;
-  p = -0.284496736f + t * p;
-  p = 0.254829592f + t * p;
-  Vec<float> above = 0.5f * bell * t * p;  // the share above |x|
-  below = x < 0.0f ? above : 1.0f - above;
-  density = 0.398942280f * bell;
-}
-
-inline void normal(Vec<double> x, Vec<double>& density, Vec<double>& below) {
-  for (size_t i = 0; i < sizeof x / sizeof(double); i++) {
-    density[i] = std::exp(-0.5 * x[i] * x[i]) * 0.398942280401432678;
-    below[i] = 0.5 * std::erfc(-x[i] * 0.707106781186547524);
-  }
-}
-
-// activation = gelu(z); and, where asked for, slope = gelu'(z).
-template <class A>
-inline void gelu(const A* z, int64_t count, A* activation, A* slope = nullptr) {
-  constexpr int64_t LANES = sizeof(Vec<A>) / sizeof(A);
-  for (int64_t i = 0; i < count; i += LANES) {
-    size_t bytes = std::min(LANES, count - i) * sizeof(A);
-    Vec<A> x = {}, density, below;
-    std::memcpy(&x, z + i, bytes);
-    normal(x, density, below);
-    Vec<A> y = x * below, dy = below + x * density;
-    std::memcpy(activation + i, &y, bytes);
-    if (slope) std::memcpy(slope + i, &dy, bytes);
-  }
-}
 
 // ------------------------------------------------------------------------------------------------------ trees
 
@@ -451,18 +210,28 @@ void backward_bias(const Runs& runs, int64_t path, const Accumulator<T>* factor,
 
 // -------------------------------------------------------------------------------------------------- operators
 
-// Calls body(T()) for the dtype of `tensor`.
+// Calls body(T()) for the dtype of the tensor.
 template <class Body>
-auto with_dtype(const Tensor& tensor, const Body& body) {
+auto with_dtype(const Tensor& tensor, const char* name, const Body& body) {
   switch (tensor.scalar_type()) {
     case at::kFloat: return body(float());
     case at::kBFloat16: return body(BFloat16());
     case at::kHalf: return body(Half());
     case at::kDouble: return body(double());
     default:
-      TORCH_CHECK_TYPE(false, "x is of dtype ", tensor.scalar_type(),
+      TORCH_CHECK_TYPE(false, name, " is of dtype ", tensor.scalar_type(),
                        "; for backend 'native' it should be float32, bfloat16, float16 or float64");
   }
+}
+
+// The same without double, which layers for inference do not come in.
+template <class Body>
+auto with_inference_dtype(const Tensor& tensor, const char* name, const Body& body) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() != at::kDouble, name, " is of dtype ", tensor.scalar_type(),
+                   "; it should be float32, bfloat16 or float16");
+  return with_dtype(tensor, name, [&](auto t) {
+    if constexpr (!std::is_same_v<decltype(t), double>) body(t);
+  });
 }
 
 at::ScalarType accumulator_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -532,7 +301,7 @@ Tensor fff_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<Ten
                const Tensor& weight_out) {
   check(x, weight_in, bias_in, weight_out);
   Tensor out = empty(x.sizes(), x.options());
-  with_dtype(x, [&](auto t) {
+  with_dtype(x, "x", [&](auto t) {
     using T = decltype(t);
     Arguments<T> a(x, weight_in, bias_in, weight_out);
     const T* x_data = a.x.template const_data_ptr<T>();
@@ -555,7 +324,7 @@ std::tuple<Tensor, Tensor, Tensor> fff_with_path_cpu(const Tensor& x, const Tens
   Tensor out = empty(x.sizes(), x.options());
   Tensor leaf = empty({tokens, trees}, x.options().dtype(at::kInt));
   Tensor pre_activation = empty({tokens, trees, levels}, x.options().dtype(accumulator_dtype(x)));
-  with_dtype(x, [&](auto t) {
+  with_dtype(x, "x", [&](auto t) {
     using T = decltype(t);
     Arguments<T> a(x, weight_in, bias_in, weight_out);
     const T* x_data = a.x.template const_data_ptr<T>();
@@ -575,7 +344,7 @@ Tensor route_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<T
   const int64_t tokens = x.numel() / x.size(-1), trees = weight_in.size(0);
   const int64_t levels = std::bit_width(uint64_t(weight_in.size(1)));
   Tensor path = empty({tokens, trees, levels}, x.options().dtype(at::kLong));
-  with_dtype(x, [&](auto t) {
+  with_dtype(x, "x", [&](auto t) {
     using T = decltype(t);
     Arguments<T> a(x, weight_in, bias_in, weight_in);
     const T* x_data = a.x.template const_data_ptr<T>();
@@ -612,7 +381,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad_, cons
   Tensor grad_x = empty(grad_.sizes(), grad_.options());
   Tensor grad_pre_activation = empty(pre_activation.sizes(), pre_activation.options());
   Tensor activation = empty(pre_activation.sizes(), pre_activation.options());
-  with_dtype(grad_, [&](auto t) {
+  with_dtype(grad_, "x", [&](auto t) {
     using T = decltype(t);
     using A = Accumulator<T>;
     Arguments<T> a(grad_, weight_in, std::nullopt, weight_out);
@@ -643,7 +412,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, con
   Tensor grad_in = empty({trees, nodes, hidden}, x.options());
   Tensor grad_bias = empty({trees, nodes}, x.options());
   Tensor grad_out = empty({trees, nodes, hidden}, x.options());
-  with_dtype(x, [&](auto t) {
+  with_dtype(x, "x", [&](auto t) {
     using T = decltype(t);
     using A = Accumulator<T>;
     const auto* leaf_data = leaf.const_data_ptr<int32_t>();
@@ -680,6 +449,120 @@ std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, con
   return {grad_in, grad_bias, grad_out};
 }
 
+// qkv: a row [queries; keys; values] for each token, each of them (heads, head_dim). offsets: where in the rows each
+// sequence begins, and at last their number. Inference only.
+Tensor attention_cpu(const Tensor& qkv_, const Tensor& offsets_, int64_t heads) {
+  TORCH_CHECK_VALUE(heads > 0 && qkv_.dim() == 2 && qkv_.size(1) > 0 && qkv_.size(1) % (3 * heads) == 0,
+                    "qkv has shape ", qkv_.sizes(), "; it should be (tokens, 3 * heads * head_dim), heads is ", heads);
+  TORCH_CHECK_TYPE(offsets_.scalar_type() == at::kLong, "offsets is of dtype ", offsets_.scalar_type(),
+                   "; it should be int64");
+  TORCH_CHECK_VALUE(qkv_.is_cpu() && offsets_.is_cpu(), "qkv and offsets should be on cpu");
+  const Tensor qkv = qkv_.contiguous(), offsets = offsets_.contiguous();
+  const int64_t tokens = qkv.size(0), hidden = qkv.size(1) / 3, head_dim = hidden / heads;
+  const int64_t* begin = offsets.const_data_ptr<int64_t>();
+  const int64_t sequences = offsets.numel() - 1;
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && sequences >= 0 && begin[0] == 0 && begin[sequences] == tokens &&
+                        std::is_sorted(begin, begin + sequences + 1),
+                    "offsets should be of one dimension and rise from 0 to the number of tokens, ", tokens);
+
+  constexpr int64_t QUERIES = 128;  // long sequences are shared out in pieces
+  std::vector<std::pair<int64_t, int64_t>> pieces;  // sequence, first query
+  for (int64_t s = 0; s < sequences; s++) {
+    for (int64_t q = begin[s]; q < begin[s + 1]; q += QUERIES) pieces.emplace_back(s, q);
+  }
+  const int64_t count = pieces.size();
+  Tensor out = empty({tokens, hidden}, qkv.options());
+  with_dtype(qkv, "qkv", [&](auto t) {
+    using T = decltype(t);
+    const T* data = qkv.template const_data_ptr<T>();
+    T* out_data = out.template mutable_data_ptr<T>();
+    const auto scale = static_cast<Accumulator<T>>(1 / std::sqrt(static_cast<double>(head_dim)));
+    // heads outermost: equal shares of them are equal shares of work, however long the sequences are
+    at::parallel_for(0, heads * count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t item = first; item < last; item++) {
+        const auto [s, q] = pieces[item % count];
+        const T* columns = data + item / count * head_dim;  // of this head's queries
+        const T* rows = columns + begin[s] * 3 * hidden;
+        Head<T> head(begin[s + 1] - begin[s], head_dim, 3 * hidden, rows + hidden, rows + 2 * hidden);
+        head.attend(columns + q * 3 * hidden, std::min(QUERIES, begin[s + 1] - q), scale,
+                    out_data + q * hidden + item / count * head_dim, hidden);
+      }
+    });
+  });
+  return out;
+}
+
+// x: (..., in). weight: int8, packed by PyTorch's onednn::qlinear_prepack; weight_scale: float (out). Each row of x is
+// rounded to 8 bits by a scale of its own, so that a token does not depend on the others; oneDNN multiplies.
+Tensor linear_int8_cpu(const Tensor& x_, const Tensor& weight, const Tensor& weight_scale, at::ScalarType dtype) {
+  using Schema = Tensor(Tensor, double, int64_t, Tensor, Tensor, Tensor, std::optional<Tensor>, double, int64_t,
+                        std::optional<at::ScalarType>, std::string_view, c10::List<std::optional<at::Scalar>>,
+                        std::string_view);
+  static const auto multiply =
+      c10::Dispatcher::singleton().findSchemaOrThrow("onednn::qlinear_pointwise", "").typed<Schema>();
+  constexpr int64_t ZERO = 128;  // numbers with a sign, for instructions that want one factor without
+  const Tensor x = x_.contiguous();
+  const int64_t width = x.size(-1), rows = x.numel() / width;
+  Tensor quantized = empty({rows, width}, x.options().dtype(at::kByte));
+  std::vector<float> scales(rows);
+  const int64_t grain = 1 + (1 << 15) / width;
+  with_inference_dtype(x, "x", [&](auto t) {
+    using T = decltype(t);
+    const T* data = x.template const_data_ptr<T>();
+    uint8_t* to = quantized.mutable_data_ptr<uint8_t>();
+    at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) scales[r] = quantize_row(data + r * width, width, to + r * width);
+    });
+  });
+  const Tensor zeros = at::zeros({weight_scale.size(0)}, at::kInt);
+  const c10::List<std::optional<at::Scalar>> no_scalars;
+  Tensor out = multiply.call(quantized, 1.0, ZERO, weight, weight_scale, zeros, std::nullopt, 1.0, 0, dtype, "none",
+                             no_scalars, "");
+  with_inference_dtype(out, "dtype", [&](auto t) {
+    using T = decltype(t);
+    T* data = out.template mutable_data_ptr<T>();
+    const int64_t columns = out.size(-1);
+    at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) multiply_row(data + r * columns, columns, scales[r]);
+    });
+  });
+  auto shape = x.sizes().vec();
+  shape.back() = out.size(-1);
+  return out.view(shape);
+}
+
+// stream += update, in place, and the layer normalisation of it: in `dtype`, which is the update's too. stream: float,
+// (tokens, hidden); weight and bias: float, (hidden).
+Tensor add_norm_cpu(Tensor& stream, const std::optional<Tensor>& update_, const Tensor& weight_, const Tensor& bias_,
+                    double eps, at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(stream.dim() == 2 && stream.is_contiguous() && stream.scalar_type() == at::kFloat,
+                    "stream should be (tokens, hidden), contiguous, of dtype float32");
+  const int64_t tokens = stream.size(0), hidden = stream.size(1);
+  const Tensor weight = weight_.contiguous(), bias = bias_.contiguous();
+  TORCH_CHECK_VALUE(weight.numel() == hidden && bias.numel() == hidden, "weight and bias should be (hidden)");
+  Tensor update, out = empty(stream.sizes(), stream.options().dtype(dtype));
+  if (update_) {
+    update = update_->contiguous();
+    TORCH_CHECK_VALUE(update.sizes() == stream.sizes() && update.scalar_type() == dtype, "update is of shape ",
+                      update.sizes(), " and dtype ", update.scalar_type(), "; it should be ", stream.sizes(), " and ",
+                      dtype);
+  }
+  const float *weight_data = weight.const_data_ptr<float>(), *bias_data = bias.const_data_ptr<float>();
+  float* data = stream.mutable_data_ptr<float>();
+  with_inference_dtype(out, "dtype", [&](auto t) {
+    using T = decltype(t);
+    const T* add = update_ ? update.const_data_ptr<T>() : nullptr;
+    T* to = out.template mutable_data_ptr<T>();
+    at::parallel_for(0, tokens, 1 + (1 << 15) / hidden, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        add_norm_row(data + t * hidden, add ? add + t * hidden : nullptr, hidden, weight_data, bias_data, eps,
+                     to + t * hidden);
+      }
+    });
+  });
+  return out;
+}
+
 // With gradients the operator that keeps the path takes over; its formula is registered from Python.
 Tensor fff_autograd(const Tensor& x, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
                     const Tensor& weight_out) {
@@ -708,6 +591,10 @@ Tensor fff_autograd(const Tensor& x, const Tensor& weight_in, const std::optiona
 TORCH_LIBRARY(ultrafastbert, library) {
   library.def("fff(Tensor x, Tensor weight_in, Tensor? bias_in, Tensor weight_out) -> Tensor");
   library.def("fff_with_path(Tensor x, Tensor weight_in, Tensor? bias_in, Tensor weight_out) -> (Tensor, Tensor, Tensor)");
+  library.def("attention(Tensor qkv, Tensor offsets, int heads) -> Tensor");
+  library.def("linear_int8(Tensor x, Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor");
+  library.def(
+      "add_norm(Tensor(a!) stream, Tensor? update, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor");
   library.def("route(Tensor x, Tensor weight_in, Tensor? bias_in) -> Tensor");
   library.def(
       "backward_tokens(Tensor grad, Tensor weight_in, Tensor weight_out, Tensor leaf, Tensor pre_activation)"
@@ -720,9 +607,14 @@ TORCH_LIBRARY(ultrafastbert, library) {
 TORCH_LIBRARY_IMPL(ultrafastbert, CPU, library) {
   library.impl("fff", fff_cpu);
   library.impl("fff_with_path", fff_with_path_cpu);
+  library.impl("attention", attention_cpu);
+  library.impl("linear_int8", linear_int8_cpu);
+  library.impl("add_norm", add_norm_cpu);
   library.impl("route", route_cpu);
   library.impl("backward_tokens", backward_tokens_cpu);
   library.impl("backward_weights", backward_weights_cpu);
 }
+
+TORCH_LIBRARY_IMPL(ultrafastbert, MkldnnCPU, library) { library.impl("linear_int8", linear_int8_cpu); }
 
 TORCH_LIBRARY_IMPL(ultrafastbert, Autograd, library) { library.impl("fff", fff_autograd); }

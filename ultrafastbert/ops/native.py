@@ -90,6 +90,18 @@ def _register():
         tokens, trees, levels = x.numel() // x.shape[-1], weight_in.shape[0], weight_in.shape[1].bit_length()
         return x.new_empty(tokens, trees, levels, dtype=torch.int64)
 
+    @register_fake("ultrafastbert::attention")
+    def _(qkv, offsets, heads):
+        return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+
+    @register_fake("ultrafastbert::linear_int8")
+    def _(x, weight, weight_scale, dtype):
+        return x.new_empty(*x.shape[:-1], weight_scale.shape[0], dtype=dtype)
+
+    @register_fake("ultrafastbert::add_norm")
+    def _(stream, update, weight, bias, eps, dtype):
+        return torch.empty_like(stream, dtype=dtype)
+
     @register_fake("ultrafastbert::backward_tokens")
     def _(grad, weight_in, weight_out, leaf, pre_activation):
         grad_x = torch.empty_like(grad, memory_format=torch.contiguous_format)
