@@ -7,7 +7,6 @@ first call of a burst, which finds another contender's weights in cache, is not 
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from ultrafastbert import FFF
 from ultrafastbert.cli import run_command
 from ultrafastbert.errors import UserError
+from ultrafastbert.timing import processor, take_turns
 
 PAPER_SIZES = ["3072x0", "1536x1", "512x2", "256x3", "128x4", "64x5", "32x6", "16x7", "8x8", "4x9", "2x10", "1x11"]
 MOST_BYTES = 2**31
@@ -82,7 +82,7 @@ def main(arguments: LayerArguments) -> None:
     scaling = _scaling(arguments)
     result = {
         "arguments": asdict(arguments),
-        "processor": _processor(),
+        "processor": processor(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "rows": rows,
@@ -140,26 +140,7 @@ def _call(layer: nn.Module, arguments: LayerArguments, dtype: torch.dtype, token
 
 def _measure(arguments: LayerArguments, contenders: dict[str, Callable], case: dict) -> list[dict]:
     """A row for each contender: the median and the least time of a call a token, in microseconds."""
-    bursts = {}
-    for name, call in contenders.items():
-        call()  # builds, compiles and allocates
-        start = time.perf_counter()
-        call()
-        bursts[name] = max(1, min(1000, round(0.02 / (time.perf_counter() - start))))
-    times = {name: [] for name in contenders}
-    spent = dict.fromkeys(contenders, 0.0)
-    turn = 0
-    while turn < 3 or min(spent.values()) < arguments.seconds:
-        turn += 1
-        for name, call in contenders.items():
-            if turn > 3 and spent[name] >= arguments.seconds:
-                continue
-            call()
-            for _ in range(bursts[name]):
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
-            spent[name] += sum(times[name][-bursts[name] :])
+    times = take_turns(contenders, arguments.seconds)
     scale = 1e6 / case["tokens"]
     return [
         case | {"name": name, "median": scale * statistics.median(values), "least": scale * min(values)}
@@ -233,14 +214,6 @@ def _draw(rows: list[dict], arguments: LayerArguments, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def check(arguments: LayerArguments) -> None:
