@@ -7,6 +7,11 @@ machine does hits all of them alike; the first call of a burst, which finds othe
 What computes something else is not timed: before, the outputs of each encoder are compared with those that its float32
 original in transformers has for a padded batch. Memory is that of a fresh process with a single encoder.
 """
+# ruff: noqa: E402
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds: no traceback
 
 import contextlib
 import importlib.util
@@ -16,7 +21,6 @@ import logging
 import multiprocessing
 import platform
 import re
-import signal
 import statistics
 import sys
 import warnings
@@ -160,7 +164,7 @@ def _benchmark(arguments: EncoderArguments, names: list[str], directory: Path) -
             print(f"{name} is not timed: its outputs are wrong by {error:.2g}", file=sys.stderr)
             if name == arguments.baseline:
                 raise UserError(f"baseline {name} computes something else, wrong by {error:.2g}")
-        for workload in tqdm(arguments.workloads, desc=f"{threads} thread{'s' * (threads > 1)}"):
+        for workload in tqdm(arguments.workloads, desc=_threads(threads)):
             rows += _measure(calls, workload, arguments, threads)
     return list(described.values()), rows
 
@@ -412,11 +416,8 @@ def _quieten() -> None:
 
 
 def _in_a_process(function: Callable, *arguments):
-    """What `function` returns in a fresh Python, which Ctrl-C ends without a word."""
-    pool = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
-    )
-    with pool:
+    """What `function` returns in a fresh Python. It imports this file, after which Ctrl-C ends it without a word."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
@@ -463,7 +464,7 @@ def _tables(result: dict) -> str:
     for threads in arguments["threads"]:
         cases = {(row["name"], row["workload"]): row for row in result["rows"] if row["threads"] == threads}
         names = list(dict.fromkeys(name for name, _ in cases))
-        lines += [f"**{threads} thread{'s' * (threads > 1)}**", ""]
+        lines += [f"**{_threads(threads)}**", ""]
         lines += [
             f"Milliseconds of a call: median, 95th percentile, and how many times faster than {arguments['baseline']}"
             " the median is.",
@@ -520,8 +521,8 @@ def _described(result: dict) -> list[str]:
     lines = ["**Memory and accuracy**", ""]
     if before:
         lines += [
-            f"Weights, in MB (10^6 bytes), and resident memory of a process that loads them and encodes 8x128"
-            f" three times on {arguments['threads'][0]} thread{'s' * (arguments['threads'][0] > 1)}: at most, and"
+            "Weights, in MB (10^6 bytes), and resident memory of a process that loads them, ours and BERT from a"
+            f" float32 checkpoint, and encodes 8x128 three times on {_threads(arguments['threads'][0])}: at most, and"
             f" after that. Python with PyTorch and transformers, which all of them hold, is {_megabytes(min(before))}"
             " of it.",
             "",
@@ -537,6 +538,10 @@ def _described(result: dict) -> list[str]:
         sizes = [_megabytes(row.get(key)) for key in ("weights", "peak", "held")]
         rows[row["name"]] = [*sizes, f"{row['error']:.1e}", note]
     return lines + _grid("encoder", ["weights", "peak", "held", "error", ""], rows)
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def _megabytes(size: int | None) -> str:
@@ -569,9 +574,9 @@ def _plot(result: dict) -> bytes:
                     _digits(row["median"]), (row["p95"], row["name"]), (4, 0), textcoords="offset points", va="center"
                 )
             axes.set_xlim(0, 1.3 * max(row["p95"] for row in rows))
-            axes.set_title(f"{workload}, {number} thread{'s' * (number > 1)}", fontsize=10)
+            axes.set_title(f"{workload}, {_threads(number)}", fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
-        line[0].invert_yaxis()
+    grid[0, 0].invert_yaxis()  # of all, which share it: the first on top
     figure.supxlabel("milliseconds a call: median, and a line to the 95th percentile", fontsize=10)
     stream = io.BytesIO()
     figure.savefig(stream, dpi=120, format="png")
@@ -592,6 +597,8 @@ def check(arguments: EncoderArguments) -> None:
             raise UserError(f"workloads holds {workload!r}; it should be ROWSxTOKENS, as in 8x128, or mixed")
     if min(arguments.threads) < 1:
         raise UserError(f"threads is {arguments.threads}; they should be at least 1")
+    if arguments.vocabulary < 2:
+        raise UserError(f"vocabulary is {arguments.vocabulary}; it should be at least 2, padding and a token")
     if not re.fullmatch(r"\d+x\d+", arguments.size):
         raise UserError(f"size is {arguments.size!r}; it should be TREESxDEPTH, as in 1x11")
     try:

@@ -147,6 +147,7 @@ def test_interruption_leaves_nothing(run, tmp_path, monkeypatch, capsys):
         "--workloads=[2x0]",
         "--threads=[0]",
         "--size=1x",
+        "--vocabulary=1",
         "--hidden_size=15",
     ],
 )
