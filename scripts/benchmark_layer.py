@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ultrafastbert import FFF
 from ultrafastbert.cli import run_command
 from ultrafastbert.errors import UserError
+from ultrafastbert.ops import choose_backend
 from ultrafastbert.timing import processor, take_turns
 
 PAPER_SIZES = ["3072x0", "1536x1", "512x2", "256x3", "128x4", "64x5", "32x6", "16x7", "8x8", "4x9", "2x10", "1x11"]
@@ -189,12 +190,51 @@ def _table(result: dict) -> str:
                 cells = [_cell(case, name, baseline, tokens) for tokens in arguments["tokens"]]
                 lines.append(f"| {name} | {' | '.join(cells)} |")
             lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines + _choices(result))
 
 
 def _cell(case: dict, name: str, baseline: str, tokens: int) -> str:
     median = case.get((name, tokens))
     return "–" if median is None else f"{median:.3g} ({case[baseline, tokens] / median:.3g}x)"
+
+
+def _choices(result: dict) -> list[str]:
+    """Lines of a table: the fastest backend of each size, by how much, and where the automatic choice is another."""
+    arguments = result["arguments"]
+    if len(arguments["backends"]) < 2:
+        return []
+    cases = [(d, th, n) for d in arguments["dtypes"] for th in arguments["threads"] for n in arguments["tokens"]]
+    medians = {(r["dtype"], r["threads"], r["tokens"], r["name"]): r["median"] for r in result["rows"]}
+    lines = [
+        "**The fastest backend**, how many times faster than the next, and the automatic choice (of those timed) where"
+        " that is another, with how many times slower it is.",
+        "",
+        "| size | " + " | ".join(f"{d}, {th} thread{'s' * (th > 1)}, {n:,}" for d, th, n in cases) + " |",
+        "| --- |" + " --- |" * len(cases),
+    ]
+    for size in arguments["sizes"]:
+        cells = []
+        for case in cases:
+            times = {
+                b: medians[*case, f"{size} {b}"] for b in arguments["backends"] if (*case, f"{size} {b}") in medians
+            }
+            cells.append(_choice(times, size, arguments["backward"]))
+        lines.append(f"| {size} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _choice(times: dict[str, float], size: str, backward: bool) -> str:
+    if not times:
+        return "–"
+    fastest, *others = sorted(times, key=times.get)
+    cell = fastest if not others else f"{fastest} {times[others[0]] / times[fastest]:.3g}x"
+    nodes = 2 ** (int(size.partition("x")[2]) + 1) - 1
+    chosen = choose_backend(torch.empty(1, 1), torch.empty(1, nodes, 1, requires_grad=backward))
+    return (
+        cell
+        if chosen == fastest or chosen not in times
+        else f"{cell} ({chosen} {times[chosen] / times[fastest]:.3g}x)"
+    )
 
 
 def _draw(rows: list[dict], arguments: LayerArguments, path: Path) -> None:

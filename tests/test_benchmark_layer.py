@@ -36,6 +36,17 @@ def test_every_contender_is_timed_and_compared(run, tmp_path, backward, capsys):
     assert line in capsys.readouterr().out and not (tmp_path / "layer.png").exists()
 
 
+def test_the_fastest_backend_is_named_for_each_size(run, tmp_path):
+    result = run("--sizes=[1x2,1x6]", "--backends=[gather,dense]", "--tokens=[1,64]", "--depths=[]")
+    times = {(row["name"], row["tokens"]): row["median"] for row in result["rows"]}
+    lines = (tmp_path / "layer.md").read_text().splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("| size |")) :]
+    for line, size in zip(table[2:], ["1x2", "1x6"], strict=True):
+        for cell, tokens in zip(line.split("|")[2:], [1, 64], strict=False):
+            pair = sorted((times[f"{size} {backend}", tokens], backend) for backend in ("gather", "dense"))
+            assert cell.startswith(f" {pair[0][1]} {pair[1][0] / pair[0][0]:.3g}x ")
+
+
 def test_what_would_take_too_much_is_left_out(run):
     result = run("--sizes=[1000000x0]", "--backends=[gather]", "--tokens=[100]", "--depths=[]")
     assert [row["name"] for row in result["rows"]] == ["dense-7", "dense-15"]

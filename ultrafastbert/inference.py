@@ -63,17 +63,17 @@ def optimize_for_inference(
     native_operators = native.available()
     int8 = native_operators and _choose_int8(int8)
 
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    encoder = model.base_model
-    norms = [_float_norm(norm) for layer in encoder.layers for norm in (layer.attention_norm, layer.feedforward_norm)]
-    norms.append(_float_norm(encoder.final_norm))
-    model.to(dtype)
+    packed = _packed_linear_layers(model.base_model, dtype, int8) if native_operators else {}
+    layers = model.base_model.layers
+    norms = [_float_norm(norm) for layer in layers for norm in (layer.attention_norm, layer.feedforward_norm)]
+    norms.append(_float_norm(model.base_model.final_norm))
+
+    model = _copy(model, dtype, packed)
     done = [f"weights in {str(dtype).removeprefix('torch.')}"]
     if native_operators:
-        count = _pack_linear_layers(encoder, dtype, int8)
-        encoder.run_layers = RunLayers(encoder, norms, dtype)
+        model.base_model.run_layers = RunLayers(model.base_model, norms, dtype)
         done += [
-            f"{count} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}",
+            f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}",
             "padding dropped, attention, residuals and norms by native operators, residuals in float32",
         ]
     else:
@@ -114,29 +114,36 @@ def _processor_has(*features):
 
 
 def _float_norm(norm):
-    return norm.weight.float().clone(), norm.bias.float().clone(), norm.eps
+    return norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps
 
 
 def _refuse_to_save(*_):
     raise RuntimeError(NOT_SAVED)
 
 
+def _copy(model, dtype, replaced):
+    """A copy in another dtype and with other modules in the place of some: nothing is copied to be thrown away."""
+    tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+    inside = {id(tensor) for module in replaced for tensor in module.parameters()}
+    copies = {id(module): substitute for module, substitute in replaced.items()}  # what deepcopy takes as done
+    for tensor in tensors:
+        if id(tensor) not in inside:
+            converted = tensor.detach().to(dtype, copy=True)
+            parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(converted, requires_grad=False) if parameter else converted
+    return copy.deepcopy(model, copies).eval()
+
+
 # linear layers
 
 
-def _pack_linear_layers(encoder, dtype, int8):
-    """Replaces the linear layers inside the encoder's layers by packed ones; returns how many there were."""
+def _packed_linear_layers(encoder, dtype, int8):
+    """What takes the place of each linear layer inside the encoder's layers, by that layer."""
     if not torch.backends.mkldnn.is_available():
-        return 0
-    places = [
-        (parent, name, child)
-        for parent in encoder.layers.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
-    ]
-    for parent, name, linear in places:
-        setattr(parent, name, (Int8Linear if int8 else PackedLinear)(linear.weight, dtype))
-    return len(places)
+        return {}
+    packed = Int8Linear if int8 else PackedLinear
+    linear_layers = [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
+    return {linear: packed(linear.weight.detach(), dtype) for linear in linear_layers}
 
 
 class PackedLinear(nn.Module):
