@@ -45,14 +45,20 @@ from ultrafastbert.errors import UserError
 from ultrafastbert.files import write_atomically
 from ultrafastbert.timing import processor, take_turns
 
-OPTIMIZED = {"bfloat16": {"dtype": "bfloat16", "int8": False}, "int8": {"dtype": "bfloat16", "int8": True}}
+OPTIMIZED = {
+    "float32": {"dtype": "float32", "int8": False},
+    "bfloat16": {"dtype": "bfloat16", "int8": False},
+    "int8": {"dtype": "bfloat16", "int8": True},
+}
 """Settings of `optimize_for_inference`, by what the contender is called after `optimized-`."""
 CONTENDERS = [
     "ultrafastbert-float32",
     "ultrafastbert-bfloat16",
+    "ultrafastbert_compiled-bfloat16",
     *(f"optimized-{name}" for name in OPTIMIZED),
     "bert-float32",
     "bert-bfloat16",
+    "bert_compiled-bfloat16",
     "onnxruntime-float32",
     "onnxruntime-int8",
     "openvino",
@@ -70,9 +76,10 @@ class EncoderArguments:
     """What is timed."""
 
     contenders: list[str] = field(default_factory=lambda: list(CONTENDERS))
-    """Encoders: ours and transformers' BERT as loaded, ours through `optimize_for_inference`, BERT in ONNX Runtime
-    (its matrices dynamically quantized, for int8) and in OpenVINO (in the precision of its choice). ONNX Runtime and
-    OpenVINO are installed by the extra `bench`, and left out where they are not."""
+    """Encoders: ours and transformers' BERT as loaded and under torch.compile (for each shape, weights frozen), ours
+    through `optimize_for_inference`, BERT in ONNX Runtime (its matrices dynamically quantized, for int8) and in
+    OpenVINO (in the precision of its choice). ONNX Runtime and OpenVINO are installed by the extra `bench`, and left
+    out where they are not."""
     workloads: list[str] = field(default_factory=lambda: ["1x16", "1x128", "8x128", "mixed"])
     """Batches, as ROWSxTOKENS without padding; `mixed` is 16 rows of 8 to 128 tokens, padded to the longest."""
     threads: list[int] = field(default_factory=lambda: [torch.get_num_threads()])
@@ -359,13 +366,18 @@ def _load(name: str, directory: Path, threads: int) -> Encoder:
         return _load_onnxruntime(directory / f"{name}.onnx", threads)
     if family == "openvino":
         return _load_openvino(directory / "bert.onnx", threads)
-    if family == "bert":
-        return _wrap(BertModel.from_pretrained(directory / "bert", dtype=dtype, add_pooling_layer=False))
-    if family == "ultrafastbert":
-        return _wrap(UltraFastBertModel.from_pretrained(directory / "ultrafastbert", dtype=dtype))
-    model = UltraFastBertModel.from_pretrained(directory / "ultrafastbert")
-    model = optimize_for_inference(model, verbose=False, **OPTIMIZED[dtype])
-    return _wrap(model, "; ".join(model.optimizations))
+    if family == "optimized":
+        model = UltraFastBertModel.from_pretrained(directory / "ultrafastbert")
+        model = optimize_for_inference(model, verbose=False, **OPTIMIZED[dtype])
+        return _wrap(model, "; ".join(model.optimizations))
+    if name.startswith("bert"):
+        model = BertModel.from_pretrained(directory / "bert", dtype=dtype, add_pooling_layer=False)
+    else:
+        model = UltraFastBertModel.from_pretrained(directory / "ultrafastbert", dtype=dtype)
+    if family.endswith("compiled"):
+        model.compile(dynamic=False, options={"freezing": True})
+        return _wrap(model, "torch.compile(dynamic=False, options={'freezing': True})")
+    return _wrap(model)
 
 
 def _wrap(model: nn.Module, note: str = "") -> Encoder:
@@ -566,7 +578,7 @@ def _plot(result: dict) -> bytes:
                 [row["name"] for row in rows],
                 medians,
                 xerr=[[0] * len(rows), [row["p95"] - row["median"] for row in rows]],
-                color=[colours[row["name"].partition("-")[0]] for row in rows],
+                color=[colours[re.split("[-_]", row["name"])[0]] for row in rows],
                 ecolor="#555555",
             )
             for row in rows:
