@@ -11,9 +11,9 @@ import os
 
 import torch
 
-from . import dense, gather, native, reference
+from . import blocked, dense, gather, native, reference
 
-BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native}
+BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native, "blocked": blocked}
 
 
 def fff(
