@@ -7,7 +7,7 @@
   one the output, and the backward pass is four more of these shapes. At 1x11: 64 + 72 columns of input weights and 72
   of output weights, where `dense` has 4095 of each.
 - Several trees are one grouped product as well, in which each token appears once a tree.
-- Shapes are static and, with the kernel that `_has_kernel` describes, the host waits for nothing: `torch.compile` and
+- Shapes are static and, with the kernel that `has_kernel` describes, the host waits for nothing: `torch.compile` and
   CUDA graphs capture it. There are no second derivatives.
 
 Weights stay in heap order and are copied into blocks at every call. For a 1x11 tree of width 768 in bfloat16 that
@@ -17,7 +17,6 @@ reads and writes 27 MB, 8 us of an H100's memory bandwidth, where a pass over 65
 from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, grouped_mm
 
 from . import dense
@@ -79,8 +78,9 @@ class _Blocked(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
+        if torch.is_grad_enabled():  # `create_graph` was asked for
+            raise NotImplementedError("backend 'blocked' has no second derivatives; use 'reference' or 'dense' for them")
         rows, blocks_in, blocks_out, turns, pre_activation, *order = ctx.saved_tensors
         order, cut, width = _Order(*order), ctx.cut, blocks_out.shape[1]
         need_x, need_in, need_bias, need_out = ctx.needs_input_grad
@@ -202,30 +202,46 @@ def _heap(blocks, order, cut, levels):
     return torch.cat(nodes + [part.flatten(1, 2) for part in parts[cut:]], dim=1)
 
 
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has a kernel for grouped products there that needs no host: on CUDA for bfloat16, from Hopper on.
+
+    Elsewhere the products are a loop over the blocks, which reads on the host where they end.
+    """
+    return dtype == torch.bfloat16 and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0))
+
+
 def _grouped_mm(a, b, ends):
-    """`torch.nn.functional.grouped_mm`, in any dtype and on any device."""
-    return grouped_mm(a, b, offs=ends) if _has_kernel(a, b) else _looped_mm(a, b, ends)
+    """`torch.nn.functional.grouped_mm`, for all dtypes, strides and devices.
+
+    (rows, n) with a block (n, m) for each group of rows -> (rows, m); (n, rows) with (rows, m) -> (blocks, n, m).
+    """
+    aligned = all(stride == 1 or stride % ALIGNMENT == 0 for t in (a, b) for stride in t.stride()[-2:])
+    if not (aligned and has_kernel(a.device, a.dtype)):
+        return _looped_mm(a, b, ends)
+    product = grouped_mm(a, b, offs=ends)
+    if product.dim() == 3:  # on Blackwell a group without rows gets what was in memory (pytorch#172439)
+        empty = ends == torch.cat((ends.new_zeros(1), ends[:-1]))
+        product.masked_fill_(empty.view(-1, 1, 1), 0)
+    return product
 
 
-def _has_kernel(a, b):
-    return a.dtype == torch.bfloat16 and b.shape[-1] % ALIGNMENT == 0
-
-
-@torch.library.custom_op("ultrafastbert::grouped_mm", mutates_args=())
+@torch.library.custom_op("ultrafastbert::grouped_mm", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _looped_mm(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     ends = ends.tolist()
     groups = list(zip([0, *ends[:-1]], ends, strict=True))
     if b.dim() == 3:
-        out = a.new_empty(a.shape[0], b.shape[2])
-        for (start, end), matrix in zip(groups, b, strict=True):
-            torch.mm(a[start:end], matrix, out=out[start:end])
+        product = a.new_empty(a.shape[0], b.shape[2])
+        for (start, end), block in zip(groups, b, strict=True):
+            torch.mm(a[start:end], block, out=product[start:end])
     else:
-        out = a.new_empty(len(ends), a.shape[0], b.shape[1])
-        for (start, end), matrix in zip(groups, out, strict=True):
-            torch.mm(a[:, start:end], b[start:end], out=matrix)
-    return out
+        product = a.new_empty(len(groups), a.shape[0], b.shape[1])
+        for (start, end), block in zip(groups, product, strict=True):
+            torch.mm(a[:, start:end], b[start:end], out=block)
+    return product
 
 
 @_looped_mm.register_fake
 def _(a, b, ends):
-    return a.new_empty(a.shape[0], b.shape[2]) if b.dim() == 3 else a.new_empty(ends.shape[0], a.shape[0], b.shape[1])
+    if b.dim() == 3:
+        return a.new_empty(a.shape[0], b.shape[2])
+    return a.new_empty(ends.shape[0], a.shape[0], b.shape[1])
