@@ -73,14 +73,16 @@ class _Blocked(torch.autograd.Function):
         blocks_out = _blocks(weight_out, cut)
         activation = _on_path(gelu(pre_activation), turns, cut, blocks_out.shape[1])
         output = _to_tokens(_grouped_mm(activation, blocks_out, order.ends), order)
-        ctx.cut, ctx.biased, ctx.levels = cut, bias_in is not None, pre_activation.shape[1]
+        ctx.cut, ctx.levels = cut, pre_activation.shape[1]
         ctx.save_for_backward(rows, blocks_in, blocks_out, turns, pre_activation, *order)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
         if torch.is_grad_enabled():  # `create_graph` was asked for
-            raise NotImplementedError("backend 'blocked' has no second derivatives; use 'reference' or 'dense' for them")
+            raise NotImplementedError(
+                "backend 'blocked' has no second derivatives; use 'reference' or 'dense' for them"
+            )
         rows, blocks_in, blocks_out, turns, pre_activation, *order = ctx.saved_tensors
         order, cut, width = _Order(*order), ctx.cut, blocks_out.shape[1]
         need_x, need_in, need_bias, need_out = ctx.needs_input_grad
@@ -99,7 +101,7 @@ class _Blocked(torch.autograd.Function):
             grad_x = _to_tokens(_grouped_mm(grad, blocks_in, order.ends), order)
         if need_in:
             grad_in = _heap(_grouped_mm(grad.T, rows, order.ends), order, cut, ctx.levels)
-        if need_bias and ctx.biased:
+        if need_bias:
             ones = grad.new_ones(grad.shape[0], ALIGNMENT)  # a product adds up in float32, and always alike
             grad_bias = _heap(_grouped_mm(grad.T, ones, order.ends), order, cut, ctx.levels)[..., 0]
         return grad_x, grad_in, grad_bias, grad_out
@@ -182,32 +184,38 @@ def _blocks(heap, cut):
     """(trees, nodes, ...) -> (trees * 2^cut, width, ...): ancestors, subtree in heap order, padding of zeros."""
     trees, nodes, *rest = heap.shape
     levels, subtrees = nodes.bit_length(), 2**cut
-    parts = []
-    for level, part in enumerate(heap.split([2**level for level in range(levels)], dim=1)):
-        if level < cut:
-            part = part.unsqueeze(2).expand(trees, 2**level, 2 ** (cut - level), *rest)
-        parts.append(part.reshape(trees, subtrees, -1, *rest))
-    padding = _block_width(levels, cut) - cut - 2 ** (levels - cut) + 1
-    parts.append(heap.new_zeros(()).expand(trees, subtrees, padding, *rest))
-    return torch.cat(parts, dim=2).flatten(0, 1)
+    roots = subtrees + torch.arange(subtrees, device=heap.device)
+    ancestors = heap[:, _nodes_on_path(roots, cut + 1)[:, :cut]]
+    subtree = heap[:, subtrees - 1 :].split([subtrees * 2**level for level in range(levels - cut)], dim=1)
+    padding = heap.new_zeros(()).expand(
+        trees, subtrees, _block_width(levels, cut) - cut - 2 ** (levels - cut) + 1, *rest
+    )
+    parts = [part.reshape(trees, subtrees, -1, *rest) for part in subtree]
+    return torch.cat((ancestors, *parts, padding), dim=2).flatten(0, 1)
 
 
 def _heap(blocks, order, cut, levels):
     """The adjoint of `_blocks`: adds up what the blocks have of each node."""
     trees, (width, *rest) = order.row.shape[1], blocks.shape[1:]
     sizes = [1] * cut + [2**level for level in range(levels - cut)]
-    sizes.append(width - sum(sizes))
-    parts = blocks.view(trees, 2**cut, width, *rest).split(sizes, dim=2)[:-1]
-    nodes = [part.reshape(trees, 2**level, -1, *rest).sum(2, dtype=part.dtype) for level, part in enumerate(parts[:cut])]
-    return torch.cat(nodes + [part.flatten(1, 2) for part in parts[cut:]], dim=1)
+    *parts, _ = blocks.view(trees, 2**cut, width, *rest).split([*sizes, width - sum(sizes)], dim=2)
+    for level in range(cut):  # the subtrees below a node lie side by side
+        parts[level] = parts[level].reshape(trees, 2**level, -1, *rest).sum(2, dtype=blocks.dtype)
+    return torch.cat([*parts[:cut], *(part.flatten(1, 2) for part in parts[cut:])], dim=1)
 
 
+@torch.compiler.assume_constant_result
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch has a kernel for grouped products there that needs no host: on CUDA for bfloat16, from Hopper on.
+    """Whether grouped products have a kernel there that needs no host: for bfloat16, on CUDA from Hopper on.
 
-    Elsewhere the products are a loop over the blocks, which reads on the host where they end.
+    Elsewhere the products are a loop over the blocks, which reads on the host where they end. On a CPU bfloat16
+    takes PyTorch's own such loop, and with it the same way through this module as on CUDA.
     """
-    return dtype == torch.bfloat16 and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0))
+    if dtype != torch.bfloat16:
+        return False
+    return device.type in ("cpu", "meta") or (
+        device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
 
 
 def _grouped_mm(a, b, ends):
@@ -219,10 +227,13 @@ def _grouped_mm(a, b, ends):
     if not (aligned and has_kernel(a.device, a.dtype)):
         return _looped_mm(a, b, ends)
     product = grouped_mm(a, b, offs=ends)
-    if product.dim() == 3:  # on Blackwell a group without rows gets what was in memory (pytorch#172439)
-        empty = ends == torch.cat((ends.new_zeros(1), ends[:-1]))
-        product.masked_fill_(empty.view(-1, 1, 1), 0)
-    return product
+    return _zero_empty(product, ends) if product.dim() == 3 and product.is_cuda else product
+
+
+def _zero_empty(product, ends):
+    """Zeros for the blocks without rows, where Blackwell's kernel leaves what was in memory (pytorch#172439)."""
+    empty = ends == torch.cat((ends.new_zeros(1), ends[:-1]))
+    return product.masked_fill_(empty.view(-1, 1, 1), 0)
 
 
 @torch.library.custom_op("ultrafastbert::grouped_mm", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
