@@ -289,13 +289,36 @@ def test_second_derivatives_are_refused():
 def test_default_on_a_gpu(monkeypatch):
     """From depth 8 on, where grouped products have a kernel; else `dense`."""
 
-    def chosen(depth, dtype=torch.bfloat16, capability=(9, 0)):
+    def chosen(depth, dtype=torch.bfloat16, capability=(9, 0), width=16):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-            x = torch.empty(4, 16, dtype=dtype, device="cuda")
-            weight_in = torch.empty(1, 2 ** (depth + 1) - 1, 16, dtype=dtype, device="cuda")
+            x = torch.empty(4, width, dtype=dtype, device="cuda")
+            weight_in = torch.empty(1, 2 ** (depth + 1) - 1, width, dtype=dtype, device="cuda")
             return ops.choose_backend(x, weight_in)
 
     assert [chosen(depth) for depth in (0, 4, 7, 8, 11)] == ["dense"] * 3 + ["blocked"] * 2
     assert chosen(11, capability=(10, 0)) == "blocked"
+    assert chosen(11, width=12) == chosen(11, capability=(12, 0)) == "dense"
     assert chosen(11, capability=(8, 0)) == chosen(11, torch.float32) == chosen(11, torch.float16) == "dense"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast(dtype):
+    """As with arguments of that dtype; the gradients come back in the parameters' own."""
+    arguments = [t.requires_grad_() for t in make((30,), 16, 2, 7)]
+    with torch.autocast("cpu", dtype=dtype):
+        output = ops.fff(*arguments, backend="blocked")
+    gradients_in_float = torch.autograd.grad(output.sum(), arguments)
+    small = [t.detach().to(dtype).requires_grad_() for t in arguments]
+    expected = ops.fff(*small, backend="blocked")
+    torch.testing.assert_close(output, expected)
+    for gradient, truth in zip(gradients_in_float, torch.autograd.grad(expected.sum(), small), strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, truth.float())
+
+
+def test_in_inference_mode():
+    arguments = make((30,), 16, 2, 7)
+    with torch.inference_mode():
+        output = ops.fff(*arguments, backend="blocked")
+    torch.testing.assert_close(output, ops.fff(*arguments, backend="reference"), rtol=1e-5, atol=1e-5)

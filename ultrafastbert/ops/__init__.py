@@ -88,8 +88,8 @@ def choose_backend(x: torch.Tensor, weight_in: torch.Tensor) -> str:
     nodes = weight_in.shape[1]
     neurons_per_used = nodes / nodes.bit_length()
     if not x.is_cpu:
-        many = x.is_cuda and neurons_per_used >= 50
-        return "blocked" if many and blocked.has_kernel(x.device, x.dtype) else "dense"
+        fits = neurons_per_used >= 50 and weight_in.shape[-1] % blocked.ALIGNMENT == 0
+        return "blocked" if fits and blocked.has_kernel(x.device, x.dtype) else "dense"
     if neurons_per_used < 6:
         return "dense"
     if native.available():

@@ -38,10 +38,10 @@ def route(x, weight_in, bias_in):
     levels = nodes.bit_length()
     cut = _cut(levels)
     order = _sort(x, weight_in, bias_in, cut)
-    _, _, turns, _ = _pre_activations(x, weight_in, bias_in, order, cut)
-    above = order.block % 2**cut + 2**cut - 1
-    path = _nodes_on_path(turns + (above << (levels - 1 - cut)), levels)
-    return path[order.row]  # (tokens, trees, levels)
+    *_, turns = _pre_activations(x, weight_in, bias_in, order, cut)
+    to_subtree = order.block % 2**cut + 2**cut  # in binary: a one, and the turns above
+    turns = turns + ((to_subtree - 1) << (levels - 1 - cut))  # whose one gives way to them
+    return _nodes_on_path(turns, levels)[order.row]  # (tokens, trees, levels)
 
 
 def _pays(x, weight_in):
@@ -67,13 +67,15 @@ def _block_width(levels, cut):
 class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight_in, bias_in, weight_out):
-        cut = _cut(weight_in.shape[1].bit_length())
+        ctx.levels = levels = weight_in.shape[1].bit_length()
+        cut = _cut(levels)
         order = _sort(x, weight_in, bias_in, cut)
-        rows, blocks_in, turns, pre_activation = _pre_activations(x, weight_in, bias_in, order, cut)
+        rows, blocks_in, pre_activation, turns = _pre_activations(x, weight_in, bias_in, order, cut)
+        columns = _path_columns(turns, cut, levels)
+        pre_activation = pre_activation.gather(1, columns)
         blocks_out = _blocks(weight_out, cut)
-        activation = _on_path(gelu(pre_activation), turns, cut, blocks_out.shape[1])
+        activation = _on_path(gelu(pre_activation), columns, blocks_out.shape[1])
         output = _to_tokens(_grouped_mm(activation, blocks_out, order.ends), order)
-        ctx.cut, ctx.levels = cut, pre_activation.shape[1]
         ctx.save_for_backward(rows, blocks_in, blocks_out, turns, pre_activation, *order)
         return output
 
@@ -84,26 +86,26 @@ class _Blocked(torch.autograd.Function):
                 "backend 'blocked' has no second derivatives; use 'reference' or 'dense' for them"
             )
         rows, blocks_in, blocks_out, turns, pre_activation, *order = ctx.saved_tensors
-        order, cut, width = _Order(*order), ctx.cut, blocks_out.shape[1]
+        order, levels, cut, width = _Order(*order), ctx.levels, _cut(ctx.levels), blocks_out.shape[1]
+        columns = _path_columns(turns, cut, levels)
         need_x, need_in, need_bias, need_out = ctx.needs_input_grad
         grad_x = grad_in = grad_bias = grad_out = None
 
         grad_rows = _to_rows(grad_output, order)
         if need_out:
-            activation = _on_path(gelu(pre_activation), turns, cut, width)
-            grad_out = _heap(_grouped_mm(activation.T, grad_rows, order.ends), order, cut, ctx.levels)
+            activation = _on_path(gelu(pre_activation), columns, width)
+            grad_out = _heap(_grouped_mm(activation.T, grad_rows, order.ends), order, cut, levels)
         if need_x or need_in or need_bias:
             grad_activation = _grouped_mm(grad_rows, blocks_out.transpose(1, 2), order.ends)
-            grad = grad_activation.gather(1, _path_columns(turns, cut, ctx.levels))
-            grad = torch.ops.aten.gelu_backward(grad, pre_activation)
-            grad = _on_path(grad, turns, cut, width)
+            grad = torch.ops.aten.gelu_backward(grad_activation.gather(1, columns), pre_activation)
+            grad = _on_path(grad, columns, width)
         if need_x:
             grad_x = _to_tokens(_grouped_mm(grad, blocks_in, order.ends), order)
         if need_in:
-            grad_in = _heap(_grouped_mm(grad.T, rows, order.ends), order, cut, ctx.levels)
+            grad_in = _heap(_grouped_mm(grad.T, rows, order.ends), order, cut, levels)
         if need_bias:
             ones = grad.new_ones(grad.shape[0], ALIGNMENT)  # a product adds up in float32, and always alike
-            grad_bias = _heap(_grouped_mm(grad.T, ones, order.ends), order, cut, ctx.levels)[..., 0]
+            grad_bias = _heap(_grouped_mm(grad.T, ones, order.ends), order, cut, levels)[..., 0]
         return grad_x, grad_in, grad_bias, grad_out
 
 
@@ -132,14 +134,13 @@ def _sort(x, weight_in, bias_in, cut):
 
 
 def _pre_activations(x, weight_in, bias_in, order, cut):
-    """The rows, the blocks of `weight_in`, the turns of each row in its subtree, and (rows, levels) on its path."""
-    levels = weight_in.shape[1].bit_length()
+    """The rows, the blocks of `weight_in`, their products (rows, width), and the turns of each row in its subtree."""
+    steps = weight_in.shape[1].bit_length() - 1 - cut
     rows, blocks = _to_rows(x, order), _blocks(weight_in, cut)
     pre_activation = _grouped_mm(rows, blocks.transpose(1, 2), order.ends)
     if bias_in is not None:
         pre_activation = pre_activation + _blocks(bias_in, cut)[order.block]
-    turns = _walk(pre_activation[:, cut:], levels - 1 - cut)
-    return rows, blocks, turns, pre_activation.gather(1, _path_columns(turns, cut, levels))
+    return rows, blocks, pre_activation, _walk(pre_activation[:, cut:], steps)
 
 
 def _walk(pre_activation, steps):
@@ -164,9 +165,9 @@ def _path_columns(turns, cut, levels):
     return torch.cat((ancestors, cut + _nodes_on_path(turns, levels - cut)), dim=1)
 
 
-def _on_path(values, turns, cut, width):
+def _on_path(values, columns, width):
     """(rows, levels) -> (rows, width), zero off the path."""
-    return values.new_zeros(values.shape[0], width).scatter_(1, _path_columns(turns, cut, values.shape[1]), values)
+    return values.new_zeros(values.shape[0], width).scatter_(1, columns, values)
 
 
 def _to_rows(tokens, order):
@@ -206,16 +207,16 @@ def _heap(blocks, order, cut, levels):
 
 @torch.compiler.assume_constant_result
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether grouped products have a kernel there that needs no host: for bfloat16, on CUDA from Hopper on.
+    """Whether grouped products have a kernel there that needs no host: for bfloat16, on Hopper and Blackwell (10.x).
 
     Elsewhere the products are a loop over the blocks, which reads on the host where they end. On a CPU bfloat16
     takes PyTorch's own such loop, and with it the same way through this module as on CUDA.
     """
-    if dtype != torch.bfloat16:
+    if dtype != torch.bfloat16 or device.type not in ("cuda", "cpu", "meta"):
         return False
-    return device.type in ("cpu", "meta") or (
-        device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    )
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10)
+    return True
 
 
 def _grouped_mm(a, b, ends):
