@@ -97,6 +97,7 @@ class _Blocked(torch.autograd.Function):
             grad_out = _heap(_grouped_mm(activation.T, grad_rows, order.ends), order, cut, levels)
         if need_x or need_in or need_bias:
             grad_activation = _grouped_mm(grad_rows, blocks_out.transpose(1, 2), order.ends)
+            del grad_rows  # as large as the tokens, as what the next product makes
             grad = torch.ops.aten.gelu_backward(grad_activation.gather(1, columns), pre_activation)
             grad = _on_path(grad, columns, width)
         if need_x:
