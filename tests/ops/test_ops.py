@@ -219,7 +219,8 @@ def test_environment_names_the_backend(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "depth, inference, training", [(0, "dense", "dense"), (8, "gather", "dense"), (11, "gather", "gather")]
+    "depth, inference, training",
+    [(0, "dense", "dense"), (6, "dense", "dense"), (7, "gather", "blocked"), (11, "gather", "blocked")],
 )
 def test_default_backend_follows_depth_and_gradients(monkeypatch, depth, inference, training):
     x, weight_in, *_ = make((2,), 4, 1, depth)

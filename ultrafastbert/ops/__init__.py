@@ -11,9 +11,9 @@ import os
 
 import torch
 
-from . import dense, gather, native, reference
+from . import blocked, dense, gather, native, reference
 
-BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native}
+BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native, "blocked": blocked}
 
 
 def fff(
@@ -36,9 +36,9 @@ def fff(
 
     Returns:
         `(..., hidden)` in the dtype of `x` (under autocast: in autocast's dtype, as linear layers do).
-        The gradient flows through the neurons on the paths, not through the choice of path. `gather` and `native`
-        have no second derivatives and no forward-mode ones, `native` none through `torch.func` either; `reference`
-        and `dense` have them all.
+        The gradient flows through the neurons on the paths, not through the choice of path. `gather`, `native` and
+        `blocked` have no second derivatives and no forward-mode ones, the last two none through `torch.func` either;
+        `reference` and `dense` have them all.
 
     Raises:
         ValueError: a shape, device or backend name that does not fit; the message names the argument.
@@ -80,17 +80,24 @@ def choose_backend(x: torch.Tensor, weight_in: torch.Tensor) -> str:
 
     What counts is how many neurons a tree has for each one that a token uses. On a CPU `native` overtakes `dense`
     from about 6 (depth 4) on, at width 128 and 768, for 1 to 4096 tokens, with gradients and without. Where it
-    cannot be used `gather` takes its place, later: from about 30 (depth 7) in a forward pass and 100 (depth 9) with
-    gradients. Elsewhere `dense`, whose products keep an accelerator's matrix units busy.
+    cannot be used, from about 30 (depth 7) on `gather` takes its place in a forward pass and `blocked` with gradients.
+    On a GPU with a kernel for grouped products, `blocked` from 50 (depth 8) on: sorting the tokens and bringing them
+    back moves as many bytes as there is time for in a dense layer of some 400 neurons. Elsewhere `dense`, whose
+    products keep an accelerator's matrix units busy.
     """
     nodes = weight_in.shape[1]
     neurons_per_used = nodes / nodes.bit_length()
-    if not x.is_cpu or neurons_per_used < 6:
+    if not x.is_cpu:
+        fits = neurons_per_used >= 50 and weight_in.shape[-1] % blocked.ALIGNMENT == 0
+        return "blocked" if fits and blocked.has_kernel(x.device, x.dtype) else "dense"
+    if neurons_per_used < 6:
         return "dense"
     if native.available():
         return "native"
+    if neurons_per_used < 30:
+        return "dense"
     training = torch.is_grad_enabled() and (x.requires_grad or weight_in.requires_grad)
-    return "gather" if neurons_per_used >= (100 if training else 30) else "dense"
+    return "blocked" if training else "gather"
 
 
 def _name(backend, x, weight_in):

@@ -44,7 +44,7 @@ def _require():
 
 @functools.cache
 def _warn(message):
-    warnings.warn(f"{message}\nUntil then the slower backends 'gather' and 'dense' are used.", stacklevel=4)
+    warnings.warn(f"{message}\nUntil then the slower backends 'gather', 'blocked' and 'dense' are used.", stacklevel=4)
 
 
 def _load():
