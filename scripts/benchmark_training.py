@@ -78,7 +78,7 @@ class TrainingArguments:
     """Arithmetic, as train.precision of pretraining. auto: bf16 on a GPU that has it, fp32 elsewhere."""
     compile: bool | None = None
     """Whether models are compiled by torch.compile. [null: on a GPU, as in pretraining]"""
-    seconds: float = 20.0
+    seconds: float = 10.0
     """How long each model is timed, at least six steps."""
     output_dir: str = "out/benchmark_training"
     """Where training.json, training.md and training.png are written when everything is timed."""
