@@ -146,7 +146,7 @@ def the_same_by_every_way(model, input_ids, mask, expected, atol):
         logits = exact(input_ids, attention_mask=mask).logits
         torch.testing.assert_close(logits[real], expected[real], atol=atol, rtol=0)
         logits = rounded(input_ids, attention_mask=mask).logits.float()
-        assert (logits - expected)[real].norm() < 0.05 * expected[real].norm()
+        assert (logits - expected)[real].norm() < 0.1 * expected[real].norm()
 
 
 @pytest.mark.parametrize("options", [{}, {"intermed_size": 1, "intermed_depth": 4}, {"intermed_type": "ff"}])

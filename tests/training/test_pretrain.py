@@ -84,6 +84,15 @@ def test_a_new_process_fills_masks_with_the_result(make_arguments):
     assert done.stdout.strip() == "5"
 
 
+@pytest.fixture
+def heard():
+    """What a shell starts in the background has SIGINT ignored, and a run respects that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("fff", ["1x5", "dense-32"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(make_arguments, tmp_path, monkeypatch, fff, number):

@@ -79,18 +79,18 @@ def choose_backend(x: torch.Tensor, weight_in: torch.Tensor) -> str:
     """The name of the backend that is used when none is asked for.
 
     What counts is how many neurons a tree has for each one that a token uses. On a CPU `native` overtakes `dense`
-    from about 6 (depth 4) on, at width 128 and 768, for 1 to 4096 tokens, with gradients and without. Where it
-    cannot be used, from about 30 (depth 7) on `gather` takes its place in a forward pass and `blocked` with gradients.
-    On a GPU with a kernel for grouped products, `blocked` from 50 (depth 8) on: sorting the tokens and bringing them
-    back moves as many bytes as there is time for in a dense layer of some 400 neurons. Elsewhere `dense`, whose
-    products keep an accelerator's matrix units busy.
+    from about 3 (depth 3) on, whatever the trees and tokens, with gradients and without (docs/benchmarks/cpu.md).
+    Where it cannot be used, from about 30 (depth 7) on `gather` takes its place in a forward pass and `blocked` with
+    gradients. On a GPU with a kernel for grouped products, `blocked` from 50 (depth 8) on: sorting the tokens and
+    bringing them back moves as many bytes as there is time for in a dense layer of some 400 neurons. Elsewhere
+    `dense`, whose products keep an accelerator's matrix units busy.
     """
     nodes = weight_in.shape[1]
     neurons_per_used = nodes / nodes.bit_length()
     if not x.is_cpu:
         fits = neurons_per_used >= 50 and weight_in.shape[-1] % blocked.ALIGNMENT == 0
         return "blocked" if fits and blocked.has_kernel(x.device, x.dtype) else "dense"
-    if neurons_per_used < 6:
+    if neurons_per_used < 3:
         return "dense"
     if native.available():
         return "native"
