@@ -46,12 +46,12 @@ from .checkpoints import (
 )
 from .evaluation import Evaluation, evaluate
 from .interrupt import Interrupt
-from .optimizer import build_optimizer
 from .plots import plot_runs
 from .precision import uses_bf16
 from .report import Reporter, duration
 from .run_directory import check_disk, find_start, move_aside, open_run_directory
 from .schedule import Progress, micro_batches, triangle
+from .step import masked_loss, prepare_training, update
 
 ORIGIN = "pretraining.json"
 """In `final/`: what was spent on the model, and how it did on the validation rows."""
@@ -123,16 +123,7 @@ class Pretraining:
 
         set_seed(arguments.seed)
         self.model = UltraFastBertForMaskedLM(config).to(device)
-        if self.train.compile or (self.train.compile is None and device.type == "cuda"):
-            self.model.compile()
-        optimizer = build_optimizer(
-            self.model, self.train.lr, self.train.betas, self.train.eps, self.train.weight_decay
-        )
-        self.wrapped_model, self.optimizer = accelerator.prepare(self.model, optimizer)
-        self.model.train()
-        self.autocast = functools.partial(
-            torch.autocast, device.type, dtype=torch.bfloat16, enabled=uses_bf16(self.train.precision, device)
-        )
+        self.wrapped_model, self.optimizer, self.autocast = prepare_training(self.model, self.train, accelerator)
 
         masker = functools.partial(
             Masker,
@@ -217,22 +208,14 @@ class Pretraining:
                 loss = self._loss(self.progress.rows + (index * processes + rank) * size) / count
                 self.accelerator.backward(loss)
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm)
+        loss, norm = update(self.model, self.optimizer, total, self.train.max_grad_norm, self.accelerator)
         rows = count * processes * size
-        step = _Step(
-            loss=self.accelerator.reduce(total, "mean").item(),
-            gradient_norm=norm.item(),
-            lr=lr,
-            rows=rows,
-            seconds=time.monotonic() - start,
-        )
+        step = _Step(loss, norm, lr, rows, seconds=time.monotonic() - start)
         if step.is_finite:
-            self.optimizer.step()
             self.progress.skipped_in_a_row = 0
         else:
             self.progress.skipped += 1
             self.progress.skipped_in_a_row += 1
-        self.optimizer.zero_grad()
         self.progress.step += 1
         self.progress.rows += rows
         self.progress.tokens += rows * self.data.sequence_length
@@ -242,11 +225,7 @@ class Pretraining:
     def _loss(self, place: int) -> torch.Tensor:
         """The mean loss of the micro-batch whose first row is row `place` of the training data's order."""
         rows = self.rows.read(place, self.train.micro_batch_size).to(self.accelerator.device, non_blocking=True)
-        batch = self.masker(rows, place)
-        with self.autocast():
-            return self.wrapped_model(
-                input_ids=batch.input_ids, labels=batch.labels, masked_positions=batch.masked_positions
-            ).loss
+        return masked_loss(self.wrapped_model, self.masker(rows, place), self.autocast)
 
     def _is_interrupted(self, interrupt: Interrupt, first: bool) -> bool:
         """Whether a signal came, in any process; several processes agree on it once a step."""

@@ -1,0 +1,65 @@
+"""The parts of a training step, for every loop that makes one: what a model is trained with, the loss, the update."""
+
+import functools
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+
+from ultrafastbert.data.masking import MaskedBatch
+
+from .arguments import TrainArguments
+from .optimizer import build_optimizer
+from .precision import uses_bf16
+
+
+def prepare_training(
+    model: nn.Module, train: TrainArguments, accelerator: Accelerator
+) -> tuple[nn.Module, AcceleratedOptimizer, Callable[[], AbstractContextManager]]:
+    """What a model, already on the accelerator's device, is trained with, as `train` says.
+
+    The model itself is compiled where it is to be, and put into training mode.
+
+    Returns:
+        what to call, which is `model` or its data-parallel wrapper; the optimiser; the autocast of forward passes.
+    """
+    device = accelerator.device
+    if train.compile or (train.compile is None and device.type == "cuda"):
+        model.compile()
+    optimizer = build_optimizer(model, train.lr, train.betas, train.eps, train.weight_decay)
+    wrapped_model, optimizer = accelerator.prepare(model, optimizer)
+    model.train()
+    autocast = functools.partial(
+        torch.autocast, device.type, dtype=torch.bfloat16, enabled=uses_bf16(train.precision, device)
+    )
+    return wrapped_model, optimizer, autocast
+
+
+def masked_loss(model: nn.Module, batch: MaskedBatch, autocast: Callable[[], AbstractContextManager]) -> torch.Tensor:
+    """The mean cross-entropy at the masked positions, in nats."""
+    with autocast():
+        return model(input_ids=batch.input_ids, labels=batch.labels, masked_positions=batch.masked_positions).loss
+
+
+def update(
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    loss: torch.Tensor,
+    max_grad_norm: float,
+    accelerator: Accelerator,
+) -> tuple[float, float]:
+    """Clips the gradients, and makes a step with them if they and the loss are finite; then there are no gradients.
+
+    Returns:
+        `loss`, averaged over the processes, and the norm of the gradients before they were clipped.
+    """
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm).item()
+    loss = accelerator.reduce(loss, "mean").item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return loss, norm
