@@ -31,14 +31,22 @@ def compare(arguments: CompareArguments) -> None:
     plans = {name: plan_runs(name, arguments) for name in names if name != "timing"}
     output = Path(arguments.output_dir)
     with open_run_directory(output):
+        images = load_images(arguments.dataset) if plans else None
+        _check_patches(plans, images, arguments.vit.patch_size)
         for name, runs in plans.items():
-            _make_experiment(name, runs, arguments, output)
+            _make_experiment(name, runs, images, arguments, output)
         if "timing" in names:
             _make_timing(arguments, output)
 
 
-def _make_experiment(name, runs, arguments, output) -> None:
-    images = load_images(arguments.dataset)
+def _check_patches(plans, images, patch_size) -> None:
+    if "vit" in plans:
+        _, height, width = images.shape
+        if height % patch_size or width % patch_size:
+            raise UserError(f"vit.patch_size is {patch_size}; it should divide the images' {height} by {width} pixels")
+
+
+def _make_experiment(name, runs, images, arguments, output) -> None:
     results = make_runs(runs, images, output, arguments.workers, arguments.device)
     content = {
         "dataset": images.name,

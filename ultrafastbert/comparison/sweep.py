@@ -9,8 +9,10 @@ Notable:
 import json
 import multiprocessing
 import os
+import pickle
 import platform
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -146,26 +148,31 @@ def _make_here(jobs: list[tuple], images: Images, workers: int, check) -> Iterat
 
 
 def _make_in_processes(jobs: list[tuple], images: Images, workers: int, check) -> Iterator[tuple[Run, dict]]:
-    pool = ProcessPoolExecutor(
-        min(workers, max(1, len(jobs))), multiprocessing.get_context("spawn"), _start_worker, (images,)
-    )
-    with pool:
-        try:
-            with _ignored(signal.SIGINT):  # so do the processes that start here: Ctrl-C is this one's to handle
-                pending = {pool.submit(_make_in_worker, *job): job[0] for job in jobs}
-            while pending:
-                check()
-                for future in wait(pending, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                    yield pending.pop(future), future.result()
-        except BaseException as error:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            if isinstance(error, BrokenProcessPool):
-                raise UserError(
-                    "a process that trained died, perhaps for lack of memory; the same command goes on with the runs"
-                    " that are missing, with fewer workers if need be"
-                ) from None
-            raise
+    with tempfile.NamedTemporaryFile() as file:
+        pickle.dump(images, file)  # handed over otherwise, they would keep this process waiting while others start
+        file.flush()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _start_worker, (file.name,)) as pool:
+            try:
+                yield from _make_in_pool(pool, jobs, check)
+            except BaseException as error:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError(
+                        "a process that trained died, perhaps for lack of memory; the same command goes on with the"
+                        " runs that are missing, with fewer workers if need be"
+                    ) from None
+                raise
+
+
+def _make_in_pool(pool: ProcessPoolExecutor, jobs: list[tuple], check) -> Iterator[tuple[Run, dict]]:
+    with _ignored(signal.SIGINT):  # so do the processes that start here: Ctrl-C is this one's to handle
+        pending = {pool.submit(_make_in_worker, *job): job[0] for job in jobs}
+    while pending:
+        check()
+        for future in wait(pending, timeout=0.2, return_when=FIRST_COMPLETED).done:
+            yield pending.pop(future), future.result()
 
 
 @contextmanager
@@ -177,9 +184,9 @@ def _ignored(number: int) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _start_worker(images: Images) -> None:
+def _start_worker(images: str) -> None:
     global _images
-    _images = images
+    _images = pickle.loads(Path(images).read_bytes())
     torch.set_num_threads(1)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
