@@ -41,18 +41,19 @@ def test_a_split_follows_from_its_seed(digits):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_channels_are_standardised_by_the_rows_trained_on():
+def test_images_are_standardised_by_the_rows_trained_on():
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 200, (50, 3, 4, 4)).astype(np.uint8) // np.array([1, 2, 4], np.uint8)[:, None, None]
     images = Images("noise", (pixels, np.arange(50)), (pixels[:5] + 50, np.arange(5)))
     parts = split_images(images, seed=0)
     x, classes = parts["train"]
     assert x.dtype == torch.float32 and classes.dtype == torch.int64
-    torch.testing.assert_close(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.mean(dim=0), torch.zeros(3, 4, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std(dim=(0, 2, 3), correction=0), torch.ones(3))
     # the test rows are moved by the same numbers, not standardised by their own
     used = pixels[classes.numpy()]
-    expected = (images.test[0] - used.mean(axis=(0, 2, 3), keepdims=True)) / used.std(axis=(0, 2, 3), keepdims=True)
+    deviation = (used - used.mean(axis=0)).std(axis=(0, 2, 3), keepdims=True)
+    expected = (images.test[0] - used.mean(axis=0)) / deviation
     np.testing.assert_allclose(parts["test"][0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,18 +1,16 @@
 import math
 
 import pytest
-import torch
 from torch import nn
 
 from ultrafastbert.comparison.arguments import CompareArguments, Recipe
 from ultrafastbert.comparison.data import load_images
 from ultrafastbert.comparison.experiments import plan_runs
-from ultrafastbert.comparison.layers import Layer
 from ultrafastbert.errors import UserError
 
 
-def arguments(section=None, hardening_loss="sum", **options):
-    result = CompareArguments(hardening_loss=hardening_loss)
+def arguments(section=None, **options):
+    result = CompareArguments()
     for name, value in options.items():
         setattr(getattr(result, section), name, value)
     return result
@@ -64,25 +62,6 @@ def test_runs_have_paths_and_settings_of_their_own():
     assert all(run.settings["seed"] == run.seed for run in runs)
     frozen = next(run for run in runs if run.layer.hardening == math.inf)
     assert frozen.settings["layer"]["hardening"] == "inf" and frozen.settings["vit"]["patch_size"] == 4
-
-
-def test_the_hardening_loss_may_be_a_mean():
-    by_sum, by_mean = (
-        next(
-            layer for layer in layers_of("widths", arguments(hardening_loss=of)) if layer.name.startswith("fff-w16-l1")
-        )
-        for of in ("sum", "mean")
-    )
-    assert by_sum.name == "fff-w16-l1-h3" and by_mean.name == "fff-w16-l1-h3-mean"
-    x, losses = torch.randn(32, 5), []
-    for layer in (by_sum, by_mean):
-        torch.manual_seed(0)
-        tree = layer.build(5, 3).train()
-        tree(x)
-        losses.append(tree.auxiliary_loss.item())
-        assert losses[-1] == pytest.approx(3 * getattr(tree.node_entropy, layer.hardening_loss)().item())
-    assert losses[0] == pytest.approx(15 * losses[1])
-    assert math.isinf(Layer("fff", 16, 1, math.inf, "mean").build(5, 3).hardening)
 
 
 def test_a_run_makes_its_network_from_its_seed():

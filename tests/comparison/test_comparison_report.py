@@ -26,6 +26,7 @@ def invented(runs, diverged=()):
                 "validation": 0.9 - number / 100,
                 "memorisation_epoch": number,
                 "generalisation_epoch": 2 * number,
+                "leaves_used": [1, 2] if run.layer.kind == "fff" else [],
             }
         results.append(result)
     return results
@@ -59,11 +60,12 @@ def test_table_1_shows_the_runs(tmp_path):
     arguments = toy_arguments(tmp_path)
     runs = plan_runs("widths", arguments)
     lines, _ = report("widths", arguments, invented(runs))
-    best, spread, epochs = cells(lines, "tree, leaf size 2")
+    best, spread, epochs, leaves = cells(lines, "tree, leaf size 2")
     # its runs are the last four: w = 8 with seeds 0 and 1, w = 16 with seeds 0 and 1
     assert best == ["59.0", "49.0", "61.0", "51.0"]
     assert spread == ["58.5 ± 0.7", "48.5 ± 0.7", "60.5 ± 0.7", "50.5 ± 0.7"]
     assert epochs == ["8", "17", "10", "21"]
+    assert leaves == ["1.5 of 4", "1.5 of 8"]
 
 
 def test_divergence_is_counted_in_its_cell_and_named_below(tmp_path):
@@ -91,7 +93,7 @@ def test_table_2_has_the_three_layers_side_by_side(tmp_path):
     runs = plan_runs("experts", arguments)
     lines, _ = report("experts", arguments, invented(runs))
     spread, best = cells(lines, "16")
-    assert best == ["51.0", "0", "41.0", "1", "53.0", "2", "43.0", "5", "55.0", "4", "45.0", "9"]
+    assert best == ["51.0", "0", "41.0", "1", "53.0", "2", "43.0", "5", "55.0", "4", "45.0", "9", "1.5 of 2"]
     assert spread[0] == "50.5 ± 0.7" and len(cells(lines, "32")) == 2
 
 
@@ -103,10 +105,10 @@ def test_table_3_chooses_the_hardening_by_validation(tmp_path):
     (row,) = cells(lines, "tree, leaf size 4")
     assert row[0] == "2" and row[1] == "16 (100%)" and row[2] == "17 (106%)"
     # runs: feedforward, leaf 8 with two hardenings, leaf 4 with two; validation falls from run to run
-    assert row[5:] == ["43.0", "44.0", "43.0"]
+    assert row[5:] == ["43.0", "44.0", "43.0", "1.5 of 4"]
     results[3] = {"sizes": results[3]["sizes"], "diverged": "the loss of epoch 1 is nan"}
     lines, _ = report("vit", arguments, results)
-    assert cells(lines, "tree, leaf size 4")[0][5:] == ["diverged", "44.0", "44.0"]
+    assert cells(lines, "tree, leaf size 4")[0][5:8] == ["diverged", "44.0", "44.0"]
 
 
 @pytest.mark.slow

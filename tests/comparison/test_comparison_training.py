@@ -105,6 +105,18 @@ def test_the_nodes_of_a_frozen_tree_stay(data):
     assert "diverged" not in outcome
 
 
+def test_leaves_are_counted_by_the_rows_that_reach_them(data):
+    model = tree()
+    outcome = train(model, data, Recipe(epochs=3, patience=3), seed=0)
+    reached = model[1].route(data["train"][0].flatten(1))[..., -1].unique()
+    assert outcome["leaves_used"] == [len(reached)]
+    with torch.no_grad():
+        model[1].node_bias_in.fill_(-1e6)  # all turn left
+    frozen = train(model, data, Recipe(lr=1e-9, epochs=1, patience=1), seed=0)
+    assert frozen["leaves_used"] == [1] and not model[1]._forward_hooks
+    assert train(plain(), data, Recipe(epochs=1, patience=1), seed=0)["leaves_used"] == []
+
+
 def test_divergence_is_the_result(data):
     outcome = train(plain(), data, Recipe(lr=1e30, epochs=9, patience=9), seed=0)
     assert "the loss of epoch 1 is" in outcome["diverged"] and "generalisation" not in outcome

@@ -83,7 +83,7 @@ class ExpertsArguments:
     """Experts mixed. [experts]"""
     hardening: float = 3.0
     """Weight of the hardening loss."""
-    runs: int = 3
+    runs: int = 2
     """Of each layer; the paper does not say how many. [runs]"""
     training: Recipe = field(
         default_factory=lambda: Recipe("adam", 0.001, 4096, epochs=7000, patience=350, plateau=250)
@@ -155,8 +155,6 @@ class CompareArguments:
     """Processes that train, each on one thread. [null: as many as cores; one on cuda]"""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where networks are trained and timed."""
-    hardening_loss: Literal["sum", "mean"] = "sum"
-    """Of the entropies of a tree's nodes. The paper's equation has the sum; the mean does not grow with the tree."""
     widths: WidthsArguments = field(default_factory=WidthsArguments)
     """Accuracy against training width and leaf size (Table 1)"""
     inference_size: InferenceSizeArguments = field(default_factory=InferenceSizeArguments)

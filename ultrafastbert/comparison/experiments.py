@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -93,14 +93,10 @@ def plan_runs(experiment: str, arguments: CompareArguments) -> list[Run]:
     section = getattr(arguments, experiment)
     _check_counts(experiment, section)
     transformer = section if experiment == "vit" else None
-    plan = {"widths": _widths, "inference_size": _inference_size, "experts": _experts, "vit": _vit}[experiment]
-    layers = [
-        replace(layer, hardening_loss=arguments.hardening_loss) if layer.kind == "fff" else layer
-        for layer in plan(section)
-    ]
+    layers = {"widths": _widths, "inference_size": _inference_size, "experts": _experts, "vit": _vit}[experiment]
     return [
         Run(experiment, layer, seed, section.training, transformer)
-        for layer in dict.fromkeys(layers)
+        for layer in dict.fromkeys(layers(section))
         for seed in range(section.runs)
     ]
 

@@ -19,7 +19,6 @@ class Layer:
         width: neurons that take part in training, without those of nodes and gates.
         block: neurons of an expert or a leaf; `width` for a plain layer.
         hardening: weight of the tree's hardening loss; infinite for a frozen tree.
-        hardening_loss: whether that is the sum of the nodes' entropies or their mean.
         k: experts that are mixed.
     """
 
@@ -27,7 +26,6 @@ class Layer:
     width: int
     block: int
     hardening: float = 0.0
-    hardening_loss: Literal["sum", "mean"] = "sum"
     k: int = 2
 
     @property
@@ -46,7 +44,7 @@ class Layer:
             return f"ff-w{self.width}"
         if self.kind == "moe":
             return f"moe-w{self.width}-e{self.block}"
-        return f"fff-w{self.width}-l{self.block}-h{self.hardening:g}" + "-mean" * (self.hardening_loss == "mean")
+        return f"fff-w{self.width}-l{self.block}-h{self.hardening:g}"
 
     def build(self, input_size: int, output_size: int) -> nn.Module:
         """The layer with fresh weights: `(..., input_size)` -> `(..., output_size)`."""
@@ -54,6 +52,4 @@ class Layer:
             return FeedForward(input_size, self.width, output_size)
         if self.kind == "moe":
             return MixtureOfExperts(input_size, self.block, output_size, self.blocks, k=self.k)
-        nodes = max(1, self.blocks - 1)
-        hardening = self.hardening / nodes if self.hardening_loss == "mean" else self.hardening
-        return SoftFFF(input_size, self.block, output_size, self.depth, hardening=hardening)
+        return SoftFFF(input_size, self.block, output_size, self.depth, hardening=self.hardening)

@@ -24,6 +24,8 @@ HEADINGS = {
     "timing": "Time of a forward pass against the number of blocks",
 }
 METRICS = {"memorisation": "M_A", "generalisation": "G_A"}
+COUNTS = ("memorisation_epoch", "generalisation_epoch", "leaves_used")
+"""What is no share, and shown as it is."""
 
 
 def summarise(runs: list[Run], results: list[dict]) -> list[dict]:
@@ -35,9 +37,10 @@ def summarise(runs: list[Run], results: list[dict]) -> list[dict]:
 
     Returns:
         For each layer `name`, `kind`, `width`, `block`, `depth`, `hardening` and the four `sizes`, in neurons;
-        `diverged`, what its diverged runs say, by their names; and of the other runs `seeds`, and for `memorisation`,
-        `generalisation` and `validation` (percent) and `memorisation_epoch` and `generalisation_epoch`: `values`,
-        `best` (the greatest), `mean` and `deviation` (standard; 0 for one run), or None if there is no such run.
+        `diverged`, what its diverged runs say, by their names; of the other runs `seeds`, and for `memorisation`,
+        `generalisation` and `validation` (percent), `memorisation_epoch`, `generalisation_epoch` and `leaves_used` (of
+        a tree, the mean over a network's trees) `values`, `best` (the greatest), `mean` and `deviation` (standard; 0
+        for one run), or None where no run has any.
     """
     layers = {}
     for run, result in zip(runs, results, strict=True):
@@ -51,9 +54,10 @@ def _summarise_layer(layer, pairs: list[tuple[Run, dict]]) -> dict:
     summary |= {"depth": layer.depth, "hardening": f"{layer.hardening:g}", "sizes": pairs[0][1]["sizes"]}
     summary |= {"diverged": {str(run): result["diverged"] for run, result in pairs if "diverged" in result}}
     summary |= {"seeds": [run.seed for run, _ in finished]}
-    for name in (*METRICS, "validation", "memorisation_epoch", "generalisation_epoch"):
-        scale = 1 if name.endswith("epoch") else 100
-        values = [scale * result[name] for _, result in finished]
+    for name in (*METRICS, "validation", *COUNTS):
+        values = [result[name] if name in COUNTS else 100 * result[name] for _, result in finished]
+        if name == "leaves_used":
+            values = [mean(trees) for trees in values if trees]
         deviation = stdev(values) if len(values) > 1 else 0.0
         statistics = {"values": values, "best": max(values), "mean": mean(values)} if values else None
         summary[name] = statistics and statistics | {"deviation": deviation}
@@ -133,15 +137,25 @@ def _widths(section, content: dict) -> list[str]:
         *["**The best of the runs**", "", *table(_best), ""],
         *["**Mean and standard deviation**", "", *table(_spread), ""],
         *["**Epochs to train, mean**", "", *table(_epochs), ""],
+        *["**Leaves reached by training rows, mean**", "", *_leaves(section, cells), ""],
     ]
 
 
+def _leaves(section, cells: dict) -> list[str]:
+    header = ["model", *(f"w = {width}" for width in section.widths)]
+    rows = [
+        [name, *(_used(cells[name, width]) for width in section.widths)]
+        for name in (f"tree, leaf size {leaf}" for leaf in section.leaf_sizes)
+    ]
+    return _table(header, rows)
+
+
 def _inference_size(section, content: dict) -> list[str]:
-    header = ["inference size", "model", "training width", "M_A, best", "M_A", "G_A, best", "G_A"]
+    header = ["inference size", "model", "training width", "M_A, best", "M_A", "G_A, best", "G_A", "leaves reached"]
     layers = sorted(content["layers"], key=lambda layer: (layer["sizes"]["inference_size"], layer["depth"]))
     rows = [
         [layer["sizes"]["inference_size"], _title(layer), layer["sizes"]["training_width"]]
-        + [show(layer, metric) for metric in METRICS for show in (_best, _spread)]
+        + [*(show(layer, metric) for metric in METRICS for show in (_best, _spread)), _used(layer)]
         for layer in layers
     ]
     return [*_table(header, rows), ""]
@@ -159,10 +173,12 @@ def _experts(section, content: dict) -> list[str]:
         header = ["width"]
         for title in titles.values():
             header += [f"{title}: M_A", "ETT", "G_A", "ETT"]
+        header.append("leaves reached")
         rows = []
         for width in section.widths:
             layers = [cells[kind, width] for kind in titles]
-            rows.append([width, *(f(layer, m) for layer in layers for m in METRICS for f in (show, _epochs))])
+            figures = [f(layer, m) for layer in layers for m in METRICS for f in (show, _epochs)]
+            rows.append([width, *figures, _used(layers[-1])])
         return _table(header, rows)
 
     return [
@@ -174,17 +190,19 @@ def _experts(section, content: dict) -> list[str]:
 def _vit(section, content: dict) -> list[str]:
     header = ["model", "depth", "training width", "training size", "inference width", "inference size"]
     hardenings = [f"{hardening:g}" for hardening in section.hardenings]
-    header += [f"G_A, h = {hardening}" for hardening in hardenings] + ["G_A, h by validation"]
+    header += [f"G_A, h = {hardening}" for hardening in hardenings] + ["G_A, h by validation", "leaves reached"]
     plain, *trees = content["layers"]
     baseline = _spread(plain, "generalisation")
-    rows = [["feedforward", "–", *_shares(plain, plain), *["–"] * len(hardenings), baseline]]
+    rows = [["feedforward", "–", *_shares(plain, plain), *["–"] * len(hardenings), baseline, "–"]]
     for leaf in section.leaf_sizes:
         tried = [layer for layer in trees if layer["block"] == leaf]
         finished = [layer for layer in tried if layer["validation"]]
         chosen = max(finished, key=lambda layer: layer["validation"]["mean"], default=tried[0])
         cells = [_spread(layer, "generalisation") for layer in tried]
         name = f"tree, leaf size {leaf}"
-        rows.append([name, chosen["depth"], *_shares(chosen, plain), *cells, _spread(chosen, "generalisation")])
+        rows.append(
+            [name, chosen["depth"], *_shares(chosen, plain), *cells, _spread(chosen, "generalisation"), _used(chosen)]
+        )
     return [*_table(header, rows), ""]
 
 
@@ -233,6 +251,10 @@ def _spread(layer: dict, metric: str) -> str:
 
 def _epochs(layer: dict, metric: str) -> str:
     return _cell(layer, f"{metric}_epoch", "{mean:.0f}")
+
+
+def _used(layer: dict) -> str:
+    return f"{layer['leaves_used']['mean']:.1f} of {2 ** layer['depth']}" if layer["leaves_used"] else "–"
 
 
 def _cell(layer: dict, name: str, form: str) -> str:

@@ -44,7 +44,8 @@ def train(
     Returns:
         `memorisation`, `validation` and `generalisation`: best accuracy on training and on validation rows, and the
         accuracy on test rows of the weights that were best on validation rows, as shares; `memorisation_epoch` and
-        `generalisation_epoch`, counted from 1, at which they were first seen; `epochs` trained; `history`, a list of
+        `generalisation_epoch`, counted from 1, at which they were first seen; `leaves_used`, for every tree the number
+        of leaves that training rows reach with those weights; `epochs` trained; `history`, a list of
         values by epoch for `loss`, `train`, `validation` and, if there are trees, `entropy`: for every tree the mean,
         least and greatest over its nodes of the batch-mean entropy of decisions, in nats. Instead, after a loss that
         is not finite: `diverged`, which says when, and `history`.
@@ -83,6 +84,7 @@ def train(
         "validation": best["validation"],
         "generalisation": accuracy(model, data["test"]),
         "generalisation_epoch": best_epoch["validation"],
+        "leaves_used": _count_leaves(model, trees, data["train"]),
         "epochs": epoch,
         "history": history,
     }
@@ -107,6 +109,20 @@ def _train_epoch(model, trees, part, optimizer, batch_size, order, augment, chec
         check()
     ranges = [[e.mean().item(), e.min().item(), e.max().item()] for e in entropies]
     return total / len(images), [[round(value, 5) for value in values] for values in ranges]
+
+
+def _count_leaves(model: nn.Module, trees: list[SoftFFF], part: Part) -> list[int]:
+    """For each tree of the model, how many leaves are reached."""
+    used = [torch.zeros(2**tree.depth, dtype=torch.int64, device=part[0].device) for tree in trees]
+
+    def note(counts):
+        return lambda tree, inputs, output: counts.add_(tree.usage(inputs[0])[1])
+
+    hooks = [tree.register_forward_hook(note(counts)) for tree, counts in zip(trees, used, strict=True)]
+    accuracy(model, part)
+    for hook in hooks:
+        hook.remove()
+    return [int(counts.count_nonzero()) for counts in used]
 
 
 @torch.no_grad()
