@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -369,3 +371,10 @@ def test_wrong_inputs_are_named(x, message):
     for call in (make(), make().eval(), make().route, make().usage, make().mixture):
         with pytest.raises(ValueError, match=message):
             call(x)
+
+
+def test_the_example_of_the_documentation_learns_with_one_leaf_a_token(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "soft.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {})
+    mixed, one_leaf, entropy, leaves = map(float, re.findall(r"[\d.]+", capsys.readouterr().out))
+    assert mixed > 0.93 and one_leaf > 0.88 and entropy < 0.2 and leaves > 2
