@@ -113,7 +113,7 @@ def test_leaves_are_counted_by_the_rows_that_reach_them(data):
     with torch.no_grad():
         model[1].node_bias_in.fill_(-1e6)  # all turn left
     frozen = train(model, data, Recipe(lr=1e-9, epochs=1, patience=1), seed=0)
-    assert frozen["leaves_used"] == [1] and not model[1]._forward_hooks
+    assert frozen["leaves_used"] == [1] and not model[1]._forward_pre_hooks
     assert train(plain(), data, Recipe(epochs=1, patience=1), seed=0)["leaves_used"] == []
 
 

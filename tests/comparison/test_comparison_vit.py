@@ -22,6 +22,8 @@ def test_it_learns_with_each_layer(layer):
     outcome = train(small(layer), data, recipe, seed=0)
     assert outcome["generalisation"] > 0.5  # a tenth is chance
     assert outcome["history"]["loss"][-1] < outcome["history"]["loss"][0]
+    trees = 1 if layer.kind == "fff" else 0
+    assert len(outcome["leaves_used"]) == trees and all(1 <= leaves <= 4 for leaves in outcome["leaves_used"])
 
 
 def test_it_has_as_many_layers_as_blocks_and_they_all_learn():

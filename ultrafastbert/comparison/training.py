@@ -116,9 +116,12 @@ def _count_leaves(model: nn.Module, trees: list[SoftFFF], part: Part) -> list[in
     used = [torch.zeros(2**tree.depth, dtype=torch.int64, device=part[0].device) for tree in trees]
 
     def note(counts):
-        return lambda tree, inputs, output: counts.add_(tree.usage(inputs[0])[1])
+        def hook(tree, inputs):
+            counts.add_(tree.usage(inputs[0])[1])
 
-    hooks = [tree.register_forward_hook(note(counts)) for tree, counts in zip(trees, used, strict=True)]
+        return hook
+
+    hooks = [tree.register_forward_pre_hook(note(counts)) for tree, counts in zip(trees, used, strict=True)]
     accuracy(model, part)
     for hook in hooks:
         hook.remove()
