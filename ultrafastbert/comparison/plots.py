@@ -39,7 +39,7 @@ def draw_experts(layers: list[dict], path: Path) -> Path:
             axes.set(xlabel="training width (neurons)", ylabel=label)
             if metrics is epochs:
                 _log_scale(axes, "y")
-    rows[0][0].legend(fontsize=9)
+    _legend_below(figure, rows[0][0])
     return _save(figure, path)
 
 
@@ -109,7 +109,7 @@ def _draw_accuracies(lines: dict[str, list[dict]], xlabel: str, x, path: Path) -
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
         _draw_lines(axes, lines, metric, x)
         axes.set(xlabel=xlabel, ylabel=label)
-    panels[0].legend(fontsize=9)
+    _legend_below(figure, panels[0])
     return _save(figure, path)
 
 
@@ -142,6 +142,12 @@ def _draw_entropies(curves: dict[str, list], title: str, path: Path) -> Path | N
     _log_scale(axes, "x")
     axes.legend(fontsize=9)
     return _save(figure, path)
+
+
+def _legend_below(figure, axes) -> None:
+    """One legend for all panels, which show the same lines as `axes`."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
 
 
 def _log_scale(axes, which: str) -> None:
