@@ -88,8 +88,8 @@ def test_without_the_peer_the_command_says_what_to_install(run, capsys):
     assert "pip install fastfeedforward==0.2.1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--depths=[0]", "--tokens=[]"])
+@pytest.mark.parametrize("option", ["--depths=[0]", "--tokens=[]", "--threads=0"])
 def test_wrong_numbers_are_named(run, option, capsys):
     with pytest.raises(SystemExit):
         run(Peer, option)
-    assert f"{option[2:8]} is" in capsys.readouterr().err
+    assert f"{option[2:].split('=')[0]} is" in capsys.readouterr().err
