@@ -50,7 +50,7 @@ def test_table_3_tries_every_weight_of_the_hardening_loss():
     runs = plan_runs("vit", arguments())
     assert sum(run.layer.kind == "ff" for run in runs) == 1
     assert {(run.layer.block, run.layer.hardening) for run in runs if run.layer.kind == "fff"} == {
-        (leaf, h) for leaf in (32, 16, 8, 4, 2, 1) for h in (5.0, 10.0, math.inf)
+        (leaf, h) for leaf in (32, 16, 8, 4, 2, 1) for h in (0.1, 5.0, 10.0, math.inf)
     }
     model = runs[-1].build(load_images("digits"))
     assert len(model.blocks) == 4 and model.blocks[0].feedforward.inference_size == 8

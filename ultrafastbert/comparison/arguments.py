@@ -99,8 +99,9 @@ class VitArguments:
     """Training width of the feedforward layers. [neurons]"""
     leaf_sizes: list[int] = field(default_factory=lambda: [32, 16, 8, 4, 2, 1])
     """Of the trees. [neurons]"""
-    hardenings: list[float] = field(default_factory=lambda: [5.0, 10.0, math.inf])
-    """Weights of the hardening loss, each of them tried; .inf is a tree that is not trained."""
+    hardenings: list[float] = field(default_factory=lambda: [0.1, 5.0, 10.0, math.inf])
+    """Weights of the hardening loss, each of them tried; .inf is a tree that is not trained. The paper's text has the
+    last three, the caption of its Figure 6 the first."""
     hidden_size: int = 128
     """Width of the transformer."""
     depth: int = 4
