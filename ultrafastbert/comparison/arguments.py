@@ -126,7 +126,7 @@ class VitArguments:
 class TimingArguments:
     """Time of a forward pass against the number of leaves and experts: the paper's Figures 3 and 4."""
 
-    blocks: list[int] = field(default_factory=lambda: [2**power for power in range(1, 11)])
+    blocks: list[int] = field(default_factory=lambda: [2**power for power in range(1, 13)])
     """Leaves and experts, powers of 2; up to 32,768 in the paper."""
     feedforward_blocks: int = 32
     """The feedforward layer is as wide as the leaves together, up to so many of them."""
