@@ -149,6 +149,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_done(tmp_path):
     with pytest.raises(UserError, match="vit.leaf_sizes has 3"):
         compare(arguments)
     arguments = toy_arguments(tmp_path / "out")
+    arguments.timing.blocks = [3]
+    with pytest.raises(UserError, match="timing.blocks has 3"):
+        compare(arguments)
+    arguments = toy_arguments(tmp_path / "out")
     arguments.vit.patch_size = 3
     with pytest.raises(UserError, match="vit.patch_size is 3; it should divide the images' 8 by 8 pixels"):
         compare(arguments)

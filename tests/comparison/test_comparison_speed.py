@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ultrafastbert.comparison import speed
 from ultrafastbert.comparison.arguments import TimingArguments
-from ultrafastbert.comparison.speed import build_layers, time_layers
+from ultrafastbert.comparison.speed import build_layers, check_timing, time_layers
 from ultrafastbert.errors import UserError
 
 
@@ -42,13 +43,18 @@ def test_trees_and_mixtures_spread_their_inputs(arguments):
     assert len((x @ layers["moe"].gate_weight.T).argmax(-1).unique()) > 4
 
 
-def test_blocks_are_powers_of_2(arguments, tmp_path):
-    arguments.blocks = [2, 3]
-    with pytest.raises(UserError, match="timing.blocks has 3; it should be a power of 2"):
-        time_layers(arguments, tmp_path, "cpu")
-    arguments.blocks, arguments.seconds = [2], 0.0
-    with pytest.raises(UserError, match="timing.seconds is 0.0"):
-        time_layers(arguments, tmp_path, "cpu")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": [2, 3]}, "timing.blocks has 3; it should be a power of 2"),
+        ({"blocks": []}, r"timing.blocks is \[\]"),
+        ({"seconds": 0.0}, "timing.seconds is 0.0; it should be more than 0"),
+    ],
+)
+def test_sizes_that_are_none_are_named(arguments, options, message):
+    check_timing(arguments)
+    with pytest.raises(UserError, match=message):
+        check_timing(replace(arguments, **options))
 
 
 def test_the_threads_are_as_before(arguments, tmp_path):

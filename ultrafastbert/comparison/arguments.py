@@ -169,4 +169,4 @@ class CompareArguments:
 
     def __post_init__(self):
         if self.workers is None:
-            self.workers = 1 if self.device == "cuda" else len(os.sched_getaffinity(0))
+            self.workers = 1 if self.device == "cuda" else os.cpu_count() or 1

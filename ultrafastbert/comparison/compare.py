@@ -12,7 +12,7 @@ from .arguments import EXPERIMENTS, CompareArguments
 from .data import load_images
 from .experiments import plan_runs
 from .report import summarise, write_report
-from .speed import time_layers
+from .speed import check_timing, time_layers
 from .sweep import make_runs
 
 
@@ -29,6 +29,8 @@ def compare(arguments: CompareArguments) -> None:
         raise UserError(f"workers is {arguments.workers}; it should be at least 1")
     names = EXPERIMENTS if arguments.experiment == "all" else (arguments.experiment,)
     plans = {name: plan_runs(name, arguments) for name in names if name != "timing"}
+    if "timing" in names:
+        check_timing(arguments.timing)
     output = Path(arguments.output_dir)
     with open_run_directory(output):
         images = load_images(arguments.dataset) if plans else None

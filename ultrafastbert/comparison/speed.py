@@ -36,10 +36,8 @@ def time_layers(arguments: TimingArguments, output: Path, device: str) -> list[d
         `settings` and `environment`.
 
     Raises:
-        UserError: a size that is none, blocks that are no power of 2, or a file that is not the result of these
-            settings.
+        UserError: a file that is not the result of these settings.
     """
-    _check_arguments(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
     try:
@@ -49,7 +47,8 @@ def time_layers(arguments: TimingArguments, output: Path, device: str) -> list[d
         torch.set_num_threads(threads)
 
 
-def _check_arguments(arguments: TimingArguments) -> None:
+def check_timing(arguments: TimingArguments) -> None:
+    """Raises a UserError if a size is none, or a number of blocks no power of 2."""
     for name, value in vars(arguments).items():
         values = value if isinstance(value, list) else [value]
         if not values or min(values) <= 0:
