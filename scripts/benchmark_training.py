@@ -153,9 +153,9 @@ def main(arguments: TrainingArguments) -> None:
         "together": together,
         "rows": rows,
     }
-    write_atomically(output / "training.json", json.dumps(result, indent=1))
     write_atomically(output / "training.md", _table(result))
     write_atomically(output / "training.png", _plot(result))
+    write_atomically(output / "training.json", json.dumps(result, indent=1))  # last: where it is, all is done
     print(_table(result))
     print(f"written: {', '.join(str(path) for path in sorted(output.glob('training.*')))}")
 
