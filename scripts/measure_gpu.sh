@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures everything that docs/benchmarks/gpu.md has a row for, on the first GPU: bash scripts/measure_gpu.sh [OUT]
+# Checks the kernels on the first GPU, then measures all that docs/benchmarks/gpu.md has a row for:
+#   bash scripts/measure_gpu.sh [OUT]
 # What is measured already, its JSON in OUT, is not measured again, so a run that was stopped goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +12,8 @@ layer() {
   shift
   [ -e "$out/$name/layer.json" ] || python scripts/benchmark_layer.py --device cuda --output_dir "$out/$name" "$@"
 }
+
+python -m pytest -q -o addopts= tests/ops/test_blocked_on_gpu.py  # what is wrong is not worth measuring
 
 wide=(--sizes '[1x11,1x12,1x13,1x14,1x15]' --tokens '[65536]' --depths '[]')
 one=(--sizes '[1x11]' --depths '[]')
