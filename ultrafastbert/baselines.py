@@ -32,7 +32,9 @@ class FeedForward(BlockLayer):
         activation: Callable[[], nn.Module] = nn.ReLU,
         dropout: float = 0.0,
     ):
-        super().__init__(activation, dropout, input_size=input_size, width=width, output_size=output_size)
+        super().__init__(input_size, output_size, activation, dropout)
+        check_whole("width", width, 1)
+        self.width = width
         self.training_width = self.inference_width = self.training_size = self.inference_size = width
         self.expand = nn.Linear(input_size, width)
         self.contract = nn.Linear(width, output_size)
@@ -83,12 +85,14 @@ class MixtureOfExperts(BlockLayer):
         importance: float = 0.1,
         load: float = 0.1,
     ):
-        sizes = {"input_size": input_size, "expert_size": expert_size, "output_size": output_size, "experts": experts}
-        super().__init__(activation, dropout, **sizes)
+        super().__init__(input_size, output_size, activation, dropout)
+        check_whole("expert_size", expert_size, 1)
+        check_whole("experts", experts, 1)
         check_whole("k", k, 1, experts)
         for name, weight in (("importance", importance), ("load", load)):
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} is {weight}; it should be a number of at least 0")
+        self.expert_size, self.experts = expert_size, experts
         self.k, self.importance, self.load = k, importance, load
         self.gate_weight = nn.Parameter(torch.empty(experts, input_size))
         self.noise_weight = nn.Parameter(torch.empty(experts, input_size))
@@ -136,9 +140,8 @@ class MixtureOfExperts(BlockLayer):
         if self.training:
             importance = torch.zeros_like(scores).scatter(1, chosen, gates).sum(0)
             load = self._probability_chosen(clean, noise, scores, highest).sum(0)
-            self.auxiliary_loss = self.importance * _squared_variation(importance) + self.load * _squared_variation(
-                load
-            )
+            variations = _squared_variation(importance), _squared_variation(load)
+            self.auxiliary_loss = self.importance * variations[0] + self.load * variations[1]
         return gates, chosen
 
     def _probability_chosen(self, clean, noise, scores, highest):

@@ -1,12 +1,12 @@
-"""SoftFFF: a tree that learns a partition of the input space, with a small feedforward network for each region.
+"""SoftFFF: a tree that learns to divide its input space into regions, with a small feedforward network for each.
 
-- Training mixes the outputs of all leaves by the probabilities of their paths, so decisions have gradients. The mixing
-  weights are applied to the hidden activations: all leaves together are two products, as in an ordinary feedforward
-  layer of as many neurons, and their outputs one by one are never in memory.
-- Inference walks one path and evaluates its leaf, for all tokens of a leaf together.
+- Training mixes the outputs of all leaves by the probabilities of their paths, which gives decisions a gradient. The
+  mixture weights are applied to the leaves' hidden neurons, so all leaves together are two products, as an ordinary
+  layer of as many neurons would be, and the output of each single leaf is never in memory.
+- Inference takes one path and evaluates the leaf at its end, together for all tokens that reach it.
 
-Nodes and leaves are numbered as in FFF, which is the extreme of this family: there, every node on the path is a neuron
-that decides and contributes. docs/soft.md says when to take which.
+Nodes and leaves are numbered as in FFF. There every node on the path is a neuron that decides and adds to the output;
+here nodes only decide and leaves only compute. docs/soft.md says when to take which.
 
 Source: arXiv 2308.14711, algorithm 1.
 """
@@ -16,43 +16,48 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import linear, softplus
 
-from .blocks import BlockLayer, check_share, check_whole, grouped_feedforward, init_blocks
+from . import ops
+from .blocks import BlockLayer, check_share, check_whole, grouped_feedforward, init_blocks, init_linear
 from .fff import MAX_DEPTH
+
+ALL_NODES_DEPTH = 6
+"""Up to here, inference multiplies a token with all nodes, not with those on its path alone: on a CPU that is faster,
+for few tokens and for many (docs/benchmarks/soft.md)."""
 
 
 class SoftFFF(BlockLayer):
-    """A binary tree of decisions, `2^depth - 1` nodes, over `2^depth` leaves, feedforward networks of `leaf_size`.
+    """A binary tree of `2^depth - 1` nodes, which decide, over `2^depth` leaves, small feedforward networks.
 
-    Node i has the children 2i + 1 and 2i + 2; its network gives a logit, and the sigmoid of it is the probability of
-    the right child. Leaf j has the heap index `2^depth - 1 + j`.
+    Node i has the children 2i + 1 and 2i + 2; its network computes the logit of the probability of the right one.
+    Leaf j has the heap index `2^depth - 1 + j`.
 
     Args:
         input_size, leaf_size, output_size: a leaf is Linear(input_size, leaf_size), activation, dropout,
             Linear(leaf_size, output_size).
-        depth: number of decisions on a path, at least 0; at 0 the layer is an ordinary feedforward layer.
-        node_size: 1 makes a node a single linear neuron, so that a boundary is a plane; from 2 on it is
+        depth: decisions on a path, at least 0; at 0 the layer is an ordinary feedforward layer.
+        node_size: at 1 a node is a single linear neuron, and its boundary a plane; above, it is
             Linear(input_size, node_size), activation, Linear(node_size, 1).
         activation: a class of elementwise modules, or a function that makes one.
-        dropout: probability that a neuron of a leaf is left out, in training.
-        region_leak: probability, for each token and node, that the decision p becomes 1 - p, in training.
-        hardening: weight h of the hardening loss in `auxiliary_loss`; infinity freezes the nodes.
-        train_hard: training evaluates one leaf a token too, that of the hard path; the nodes are not trained.
+        dropout: probability that a leaf's neuron is left out in training.
+        region_leak: probability that, in training, the decision p of a node about a token becomes 1 - p.
+        hardening: weight h of the hardening loss; `math.inf` freezes the nodes. May be set again at any time.
+        train_hard: train with hard paths, as in inference; then nodes get no gradient.
 
     Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `node_weight_in (nodes, node_size, input_size)`,
-    `node_bias_in (nodes, node_size)`; `node_weight_out (nodes, node_size)` and `node_bias_out (nodes,)`, None for
-    node_size 1; `leaf_weight_in (leaves, leaf_size, input_size)`, `leaf_bias_in (leaves, leaf_size)`,
+    `node_bias_in (nodes, node_size)`; `node_weight_out (nodes, node_size)` and `node_bias_out (nodes,)`, None if
+    node_size is 1; `leaf_weight_in (leaves, leaf_size, input_size)`, `leaf_bias_in (leaves, leaf_size)`,
     `leaf_weight_out (leaves, leaf_size, output_size)`, `leaf_bias_out (leaves, output_size)`.
 
     Attributes:
-        node_entropy: `(nodes,)`, the batch means of the entropies of the decisions, in nats, in the last forward pass
-            in training mode, leaks left aside; zero where training is hard.
-        auxiliary_loss: `hardening` times the sum of `node_entropy`. The paper states a sum over the batch; the mean
-            makes h independent of the batch's size.
+        node_entropy: `(nodes,)`, how undecided each node was in the last forward pass in training mode: the batch mean
+            of the entropy of its decisions, in nats, leaks disregarded. Zero with `train_hard`.
+        auxiliary_loss: the hardening loss: h times the sum of `node_entropy`. The paper writes a sum over the batch;
+            with the mean, h means the same for batches of all sizes.
 
     Raises:
-        ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
+        ValueError: an argument out of range; in the forward pass, an x that is not `(..., input_size)`.
     """
 
     def __init__(
@@ -68,20 +73,19 @@ class SoftFFF(BlockLayer):
         hardening: float = 0.0,
         train_hard: bool = False,
     ):
-        sizes = {"input_size": input_size, "leaf_size": leaf_size, "output_size": output_size, "node_size": node_size}
-        super().__init__(activation, dropout, **sizes)
+        super().__init__(input_size, output_size, activation, dropout)
+        check_whole("leaf_size", leaf_size, 1)
         check_whole("depth", depth, 0, MAX_DEPTH)
+        check_whole("node_size", node_size, 1)
         check_share("region_leak", region_leak)
-        if not hardening >= 0:
-            raise ValueError(f"hardening is {hardening}; it should be a number from 0 to infinity")
         if train_hard and 0 < hardening < math.inf:
-            raise ValueError(
-                f"hardening is {hardening} and train_hard is True; hard decisions have no entropy to lower"
-            )
+            raise ValueError(f"hardening is {hardening}; with train_hard, where no node is trained, it should be 0")
+        self.leaf_size, self.node_size = leaf_size, node_size
         self.depth, self.trees = depth, 1
-        self.region_leak, self.hardening, self.train_hard = region_leak, hardening, train_hard
-        leaves = 2**depth
-        nodes = leaves - 1
+        self.region_leak, self.train_hard = region_leak, train_hard
+        leaves, nodes = 2**depth, 2**depth - 1
+        self.training_width, self.inference_width = leaves * leaf_size, leaf_size
+        self.training_size, self.inference_size = leaves * leaf_size + nodes * node_size, leaf_size + depth * node_size
         self.node_weight_in = nn.Parameter(torch.empty(nodes, node_size, input_size))
         self.node_bias_in = nn.Parameter(torch.empty(nodes, node_size))
         self.node_weight_out = nn.Parameter(torch.empty(nodes, node_size)) if node_size > 1 else None
@@ -90,54 +94,63 @@ class SoftFFF(BlockLayer):
         self.leaf_bias_in = nn.Parameter(torch.empty(leaves, leaf_size))
         self.leaf_weight_out = nn.Parameter(torch.empty(leaves, leaf_size, output_size))
         self.leaf_bias_out = nn.Parameter(torch.empty(leaves, output_size))
-        self.training_width, self.inference_width = leaves * leaf_size, leaf_size
-        self.training_size, self.inference_size = leaves * leaf_size + nodes * node_size, leaf_size + depth * node_size
         self.node_entropy = torch.zeros(nodes)
-        if hardening == math.inf:
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(not name.startswith("node_"))
+        self.hardening = hardening
         self.reset_parameters()
 
+    @property
+    def hardening(self) -> float:
+        return self._hardening
+
+    @hardening.setter
+    def hardening(self, hardening: float):
+        if not hardening >= 0:
+            raise ValueError(f"hardening is {hardening}; it should be a number from 0 to infinity")
+        self._hardening = hardening
+        for name, parameter in self.named_parameters():
+            if name.startswith("node_"):
+                parameter.requires_grad_(hardening < math.inf)
+
     def reset_parameters(self) -> None:
-        """Initialises every node and leaf as `torch.nn.Linear` initialises its layers: uniform, by the fan-in."""
+        """Initialises the layers of every node and leaf as `torch.nn.Linear` does, uniformly, according to fan-in."""
         init_blocks(*self._leaves())
-        for parameter, fan_in in (
-            (self.node_weight_in, self.input_size),
-            (self.node_bias_in, self.input_size),
-            (self.node_weight_out, self.node_size),
-            (self.node_bias_out, self.node_size),
-        ):
-            if parameter is not None:
-                nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
+        init_linear(self.node_weight_in, self.node_bias_in, fan_in=self.input_size)
+        if self.node_size > 1:
+            init_linear(self.node_weight_out, self.node_bias_out, fan_in=self.node_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.tokens(x)
         soft = self.training and not self.train_hard
-        if self.training and self.train_hard:
-            self.node_entropy = torch.zeros_like(self.node_bias_in[:, 0])
-            self.auxiliary_loss = self.node_entropy.sum()
-        output = self._mix(tokens) if soft else self._evaluate(tokens)
+        output = self._mix(tokens) if soft else self._choose(tokens)
         return output.view(*x.shape[:-1], self.output_size)
 
     def mixture(self, x: torch.Tensor) -> torch.Tensor:
-        """The probabilities of the leaves, without leaks: `(..., input_size)` -> `(..., 2^depth)`, sums of one.
+        """The probability of each leaf, leaks disregarded: `(..., input_size)` -> `(..., leaves)`, adding up to 1.
 
-        In float32, or in float64 where x is.
+        It is of the dtype of x, and at least float32.
         """
-        return self._mixture(self._logits(self.tokens(x))).view(*x.shape[:-1], -1)
+        mixture = self._mixture(self._logits(self.tokens(x)))
+        return mixture.view(*x.shape[:-1], mixture.shape[1])
 
     @torch.no_grad()
     def route(self, x: torch.Tensor) -> torch.Tensor:
-        """The hard paths: `(..., input_size)` -> int64 `(..., 1, depth + 1)`, heap indices from the root to the leaf."""
-        turns = self._walk(self.tokens(x))
-        path = (turns.unsqueeze(-1) >> torch.arange(self.depth, -1, -1, device=turns.device)) - 1
+        """The hard paths: `(..., input_size)` -> int64 `(..., 1, depth + 1)` of heap indices, from the root, 0.
+
+        A token goes right where the logit is positive.
+        """
+        levels = torch.arange(self.depth, -1, -1, device=x.device)
+        path = (self._walk(self.tokens(x)).unsqueeze(1) >> levels) - 1
         return path.view(*x.shape[:-1], 1, self.depth + 1)
 
     def usage(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How many of the tokens `(..., input_size)` pass each node, and reach each leaf: int64 `(nodes,)`, `(leaves,)`."""
-        nodes = len(self.node_bias_in)
-        counts = self.route(x).flatten().bincount(minlength=2 * nodes + 1)
-        return counts[:nodes], counts[nodes:]
+        """How many of the tokens `(..., input_size)` pass through each node and end at each leaf, on hard paths.
+
+        Returns:
+            int64 `(nodes,)` and `(leaves,)`.
+        """
+        leaves = 2**self.depth
+        counts = self.route(x).flatten().bincount(minlength=2 * leaves - 1)
+        return counts[: leaves - 1], counts[leaves - 1 :]
 
     def extra_repr(self) -> str:
         return (
@@ -149,36 +162,19 @@ class SoftFFF(BlockLayer):
     def _leaves(self):
         return self.leaf_weight_in, self.leaf_bias_in, self.leaf_weight_out, self.leaf_bias_out
 
+    # soft: `(tokens, input_size)` -> `(tokens, output_size)` through all leaves
+
     def _mix(self, x):
-        """The soft forward pass, `(tokens, input_size)` -> `(tokens, output_size)`."""
         logits = self._logits(x)
-        self._harden(logits)
-        if self.region_leak > 0:  # 1 - sigmoid(z) is sigmoid(-z)
-            logits = torch.where(torch.rand_like(logits) < self.region_leak, -logits, logits)
+        self._measure_hardness(logits)
+        if self.region_leak > 0:
+            leaks = torch.rand_like(logits) < self.region_leak
+            logits = torch.where(leaks, -logits, logits)  # 1 - sigmoid(z) is sigmoid(-z)
         weight_in, bias_in, weight_out, bias_out = self._leaves()
         hidden = self.activate(linear(x, weight_in.flatten(0, 1), bias_in.flatten()))
         mixture = self._mixture(logits).to(hidden.dtype)
-        weighted = hidden.unflatten(1, bias_in.shape) * mixture.unsqueeze(-1)
+        weighted = hidden.unflatten(1, bias_in.shape) * mixture.unsqueeze(2)
         return torch.addmm(mixture @ bias_out, weighted.flatten(1), weight_out.flatten(0, 1))
-
-    def _harden(self, logits):
-        # H(p) = -p log p - (1-p) log(1-p) = -log p + (1-p) z, with z the logit: exact however hard p is
-        entropy = (1 - logits.sigmoid()) * logits - logsigmoid(logits)
-        entropy = entropy.sum(0) / max(1, len(logits))
-        self.node_entropy = entropy.detach()
-        self.auxiliary_loss = (
-            self.hardening * entropy.sum() if 0 < self.hardening < math.inf else entropy.new_zeros(())
-        )
-
-    def _mixture(self, logits):
-        """`(tokens, nodes)` -> `(tokens, leaves)`, level by level: a node passes its weight on to its children."""
-        right, left = logits.sigmoid(), (-logits).sigmoid()
-        mixture = logits.new_ones(len(logits), 1)
-        for level in range(self.depth):
-            nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
-            children = torch.stack((left[:, nodes], right[:, nodes]), dim=2)
-            mixture = (mixture.unsqueeze(2) * children).flatten(1)
-        return mixture
 
     def _logits(self, x):
         """`(tokens, input_size)` -> `(tokens, nodes)`, at least in float32."""
@@ -188,18 +184,63 @@ class SoftFFF(BlockLayer):
             logits = (hidden * self.node_weight_out).sum(2) + self.node_bias_out
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _evaluate(self, x):
-        """The hard forward pass, `(tokens, input_size)` -> `(tokens, output_size)`."""
+    def _mixture(self, logits):
+        """`(tokens, nodes)` -> `(tokens, leaves)`: level by level, a node divides its weight between its children."""
+        left, right = (-logits).sigmoid(), logits.sigmoid()  # 1 - sigmoid(z) would lose the digits of what is small
+        mixture = logits.new_ones(len(logits), 1)
+        for level in range(self.depth):
+            nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
+            mixture = (mixture.unsqueeze(2) * torch.stack((left[:, nodes], right[:, nodes]), dim=2)).flatten(1)
+        return mixture
+
+    def _measure_hardness(self, logits):
+        weight = self.hardening if self.hardening < math.inf else 0.0
+        # The entropy of sigmoid(z) is even in z. With a = |z| it is -log p + (1 - p) a, two terms of one sign, which
+        # stays exact however hard the decision is.
+        magnitude = (logits if weight > 0 else logits.detach()).abs()
+        entropy = softplus(-magnitude) + (-magnitude).sigmoid() * magnitude
+        entropy = entropy.sum(0) / max(1, len(entropy))
+        self.node_entropy = entropy.detach()
+        self.auxiliary_loss = weight * entropy.sum()
+
+    # hard: `(tokens, input_size)` -> `(tokens, output_size)` through one leaf
+
+    def _choose(self, x):
         leaf = self._walk(x) - 2**self.depth
+        if self.training:
+            self.node_entropy = torch.zeros_like(self.node_bias_in[:, 0])
+            self.auxiliary_loss = self.node_entropy.sum()
         return grouped_feedforward(x, leaf.unsqueeze(1), *self._leaves(), self.activate).squeeze(1)
 
     @torch.no_grad()
     def _walk(self, x):
-        """`(tokens, input_size)` -> int64 `(tokens,)`, the leaf's number in the heap counted from 1."""
-        right = self._logits(x) > 0
-        if self.training and self.region_leak > 0:
-            right ^= torch.rand_like(x[:, :1].expand_as(right)) < self.region_leak
-        node = torch.ones(len(x), 1, dtype=torch.long, device=x.device)
-        for _ in range(self.depth):
-            node = 2 * node + right.gather(1, node - 1)
-        return node.squeeze(1)
+        """`(tokens, input_size)` -> int64 `(tokens,)`: the leaf, by its index in the heap counted from 1.
+
+        Counted so, the children of i are 2i and 2i + 1, and shifting a bit away leads to the parent.
+        """
+        leak = self.region_leak if self.training else 0.0
+        node = torch.ones(len(x), dtype=torch.long, device=x.device)
+        steps = self.depth
+        if self.depth <= ALL_NODES_DEPTH:
+            all_logits = self._logits(x)
+        elif self.node_size == 1 and leak == 0:  # down to the last decision, the nodes are such a tree as FFF has
+            node = ops.route(x, self.node_weight_in.transpose(0, 1), self.node_bias_in.T)[:, 0, -1] + 1
+            steps = 1
+        for _ in range(steps):
+            if self.depth <= ALL_NODES_DEPTH:
+                logit = all_logits.gather(1, node.unsqueeze(1) - 1).squeeze(1)
+            else:
+                logit = self._logits_at(node - 1, x)
+            right = logit > 0
+            if leak > 0:
+                right ^= torch.rand_like(logit) < leak
+            node = 2 * node + right
+        return node
+
+    def _logits_at(self, node, x):
+        """Of one node a token: int64 `(tokens,)`, `(tokens, input_size)` -> `(tokens,)`."""
+        weight = self.node_weight_in[node]
+        logits = torch.linalg.vecdot(weight, x.unsqueeze(1).to(weight.dtype)) + self.node_bias_in[node]
+        if self.node_size == 1:
+            return logits.squeeze(1)
+        return (self.activation(logits) * self.node_weight_out[node]).sum(1) + self.node_bias_out[node]
