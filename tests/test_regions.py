@@ -1,5 +1,8 @@
 """Regions against the paths that layers take; edits of one leaf against everything that must stay."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -245,3 +248,22 @@ def test_models_that_an_effect_cannot_be_measured_in():
     edit = LeafEdit(classifier.model.layers[0].feedforward, 0)
     with pytest.raises(ValueError, match=r"outputs of shape \(3, 2\); they should be \(texts, tokens, ...\)"):
         edit.effect_in_model(classifier, ids, attention_mask=mask)
+
+
+# the example in docs/regions.md
+
+
+def test_the_documented_example_mends_one_region_and_nothing_else(capsys):
+    guide = (Path(__file__).parent.parent / "docs" / "regions.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], names)
+    printed = capsys.readouterr().out.splitlines()
+    documented = re.search(r"```\nwrong answers.*?```", guide, re.DOTALL)[0].splitlines()[1:-1]
+    digits = re.compile(r"\d+")
+    assert [digits.sub("", line)[:8] for line in printed] == [digits.sub("", line)[:8] for line in documented]
+
+    before, after = ([float(share) for share in re.findall(r"([\d.]+)%", line)] for line in printed[1:3])
+    assert after[0] > before[0] + 5 and after[1] == before[1]
+    effect, inside = names["edit"].effect(names["test"]), names["inside"]
+    assert effect["inside"].changed == effect["outside"].changed == 0  # it was kept, so there is nothing to undo
+    assert "changed=0, largest=0.0" in printed[4] and f"inputs={int((~inside).sum())}" in printed[4]

@@ -165,7 +165,7 @@ def _headline(result: dict) -> str:
         f"{result['model']}: {len(layers)} layers of {size} (trees x depth)"
         + (f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""),
         f"{result['texts']:,} texts, {result['tokens']:,} tokens"
-        + (f"; {result['cut']:,} texts longer than the encoder's positions were cut" if result["cut"] else ""),
+        + (f"; texts cut at the encoder's last position: {result['cut']:,}" if result["cut"] else ""),
     ]
     leaves = max(2 ** layer["depth"] for layer in layers)
     if result["tokens"] < 20 * leaves:
@@ -176,7 +176,7 @@ def _headline(result: dict) -> str:
 def _render_trace(traced: dict) -> str:
     trees = len(traced["leaves"][0][0])
     note = f", trees 0 to {TREES_SHOWN - 1} of {trees}" if trees > TREES_SHOWN else ""
-    header = ["", *(f"layer {index}" for index in range(len(traced["leaves"][0])))]
+    header = ["layer", *map(str, range(len(traced["leaves"][0])))]
     rows = [
         [token, *(" ".join(map(str, layer[:TREES_SHOWN])) for layer in place)]
         for token, place in zip(traced["tokens"], traced["leaves"], strict=True)
@@ -199,7 +199,7 @@ def _render_layers(result: dict) -> str:
 
 def _render_levels(result: dict, name: str) -> str:
     depth = max(len(layer[name]) for layer in result["layers"])
-    header = ["", *(f"level {level}" for level in range(depth))]
+    header = ["level", *map(str, range(depth))]
     rows = [
         [f"layer {index}", *("" if value is None else f"{value:.2f}" for value in layer[name])]
         for index, layer in enumerate(result["layers"])
@@ -225,7 +225,7 @@ def render_over_training(results: list[dict]) -> str:
         "Mean entropy of decisions (nats; 0.69: undecided)": lambda layer: f"{layer['mean_decision_entropy']:.2f}",
         "Share of decisions near zero (|z| < 0.1)": lambda layer: f"{layer['mean_near_zero']:.1%}",
     }
-    header = ["", *(f"layer {index}" for index in range(len(results[0]["layers"])))]
+    header = ["layer", *map(str, range(len(results[0]["layers"])))]
     return "\n\n".join(
         f"{title}\n{_align([header, *([_label(result), *map(figure, result['layers'])] for result in results)])}"
         for title, figure in figures.items()
@@ -323,6 +323,7 @@ def draw_over_training(results: list[dict], path: Path) -> None:
     for axes in list(panels)[count:]:
         axes.set_visible(False)
     above.suptitle("mean entropy of decisions (nats), by level; grey: the middle 80 % of the nodes in use")
+    above.supxlabel(_x_label(results), fontsize="medium")
     use = {
         "share of dead leaves": lambda layer: 1 - layer["used"][-1],
         "evenness of the use of leaves": lambda layer: layer["evenness"][-1],
@@ -349,7 +350,7 @@ def _draw_hardness(axes, results: list[dict], index: int) -> None:
         values = [layer["decision_entropy"][level] for layer in layers]
         axes.plot(x, values, color=_color(level, layers[0]["depth"]), linewidth=1.2, label=f"level {level}")
     axes.axhline(math.log(2), color="grey", linestyle="--", linewidth=1)
-    axes.set(title=f"layer {index}", ylim=(0, 0.72), xlabel=_x_label(results))
+    axes.set(title=f"layer {index}", ylim=(0, 0.72))
     axes.grid(alpha=0.3)
     if index == 0:
         axes.legend(fontsize=7, ncols=2, loc="lower left")
