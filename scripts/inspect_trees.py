@@ -3,28 +3,23 @@
     python scripts/inspect_trees.py out/1x11/final --text "the king of france was dead." --file texts.txt
 
 which leaf each token of a --text takes, the tokens that gather at the fullest leaves, how evenly leaves are used and
-how hard the decisions are. Of several models, such as the checkpoints of a run, it shows how that changes, and the last
-one in full.
+how hard the decisions are. Of several models, such as the checkpoints of a run, it shows how that changes, and the
+last one in full.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
-from ultrafastbert.errors import UserError
-from ultrafastbert.files import write_atomically
-from ultrafastbert.inspection_report import (
-    draw,
-    draw_over_training,
-    inspect,
-    render,
-    render_over_training,
-    sizes,
-    trace,
-)
-from ultrafastbert.inspection_sources import find_models, load_encoder, read_texts
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, imports included, without a traceback
+
+from ultrafastbert import inspection_report as report  # noqa: E402
+from ultrafastbert.errors import UserError  # noqa: E402
+from ultrafastbert.files import write_atomically  # noqa: E402
+from ultrafastbert.inspection_sources import find_models, load_encoder, read_texts  # noqa: E402
 
 
 def main() -> None:
@@ -33,9 +28,6 @@ def main() -> None:
         _inspect(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _parse() -> argparse.Namespace:
@@ -87,21 +79,23 @@ def _inspect(arguments: argparse.Namespace) -> None:
     results = []
     for name in find_models(arguments.models):
         encoder = load_encoder(name)
-        results.append(inspect(encoder, texts, arguments.leaves))
+        results.append(report.inspect(encoder, texts, arguments.leaves))
         _check_shape(results)
-    traces = [trace(encoder, text) for text in arguments.text]  # of the last model
+    traces = [report.trace(encoder, text) for text in arguments.text]  # of the last model
 
-    report = [render(results[-1], traces), f"The picture is {arguments.output}."]
-    if len(results) > 1:
-        report.insert(0, render_over_training(results))
+    parts = [report.render(results[-1], traces), f"The picture is {arguments.output}."]
     try:
-        draw(results[0], arguments.output) if len(results) == 1 else draw_over_training(results, arguments.output)
+        if len(results) == 1:
+            report.draw(results[0], arguments.output)
+        else:
+            report.draw_over_training(results, arguments.output)
+            parts.insert(0, report.render_over_training(results))
         if arguments.json:
             write_atomically(arguments.json, json.dumps({"models": results, "traces": traces}) + "\n")
-            report.append(f"All figures are in {arguments.json}.")
+            parts.append(f"All figures are in {arguments.json}.")
     except OSError as error:
         raise UserError(f"a result cannot be written: {error}") from error
-    _print("\n\n".join(report))
+    _print("\n\n".join(parts))
 
 
 def _print(text: str) -> None:
@@ -136,7 +130,7 @@ def _texts(arguments: argparse.Namespace) -> list[str]:
 
 def _check_shape(results: list[dict]) -> None:
     first, last = results[0], results[-1]
-    if sizes(first) != sizes(last):
+    if report.sizes(first) != report.sizes(last):
         raise UserError(
             f"model {last['model']} has other trees than {first['model']}; models that are shown against each other"
             " should have as many layers, with as many trees of the same depth"

@@ -3,10 +3,9 @@ decisions are.
 
 What is notable:
 - everything is counted on the way of real tokens through the layers, by hooks; padding is left out;
-- of a decision, the pre-activation z of the node is taken as the logit of going right, and its hardness is the entropy
-  of sigmoid(z): 0.69 nats (log 2) for a decision that could as well go the other way, 0 for one that is certain. A
-  node's figure is the mean over the tokens that come to it; in `SoftFFF`, whose training mixes all paths, the
-  batch-mean entropy of arXiv 2308.14711 is the mean over all inputs, and nodes at which few arrive count the rest too;
+- how hard a decision is, is the entropy of sigmoid(z), z the logit by which its node decides: 0.69 nats (log 2) if it
+  could as well go the other way, 0 if it is certain. A node's entropy is the mean over the tokens that come to it. The
+  batch-mean entropy of arXiv 2308.14711, `SoftFFF.node_entropy`, is over all inputs, as training mixes all paths.
 """
 
 import math

@@ -4,6 +4,7 @@ One encoder is shown in full, level by level. Several, such as the checkpoints o
 with the entropy of decisions over training as in figures 5 and 6 of arXiv 2308.14711.
 """
 
+import io
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from .data.encoding import EncodedSplit, evaluation_batches
 from .data.tasks import Split
 from .errors import UserError
+from .files import write_atomically
 from .inspection import TreeStatistics, evenness, leaves_of_tokens
 from .inspection_sources import Encoder
 
@@ -268,7 +270,7 @@ def draw(result: dict, path: Path) -> None:
     _draw_leaves(axes[0, 2], layers)
     _draw_nodes(axes[1, 2], layers)
     figure.suptitle(_plain(f"{_label(result)}: what {result['tokens']:,} tokens do in its trees"))
-    figure.savefig(path, dpi=90)
+    _save(figure, path)
 
 
 def _draw_map(axes, layers: list[dict], name: str, levels: int, scale: float | None) -> None:
@@ -339,7 +341,7 @@ def draw_over_training(results: list[dict], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=1 + count // 9)
-    figure.savefig(path, dpi=90)
+    _save(figure, path)
 
 
 def _draw_hardness(axes, results: list[dict], index: int) -> None:
@@ -376,6 +378,12 @@ def _color(index: int, count: int):
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.9 * index / max(1, count - 1))
+
+
+def _save(figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=90)
+    write_atomically(path, content.getvalue())
 
 
 def _plain(text: str) -> str:

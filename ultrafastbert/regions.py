@@ -59,15 +59,17 @@ def decisions(layer: FFF | SoftFFF) -> tuple[torch.Tensor, torch.Tensor]:
 
 def decision_logits(layer: FFF | SoftFFF, x: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
     """What the nodes on paths decide by: inputs `(inputs, input)` and their paths `(inputs, trees, depth + 1)`, from
-    `layer.route`, -> `(inputs, trees, depth)`. Greater than 0 is right; a sigmoid makes it a probability."""
+    `layer.route`, -> `(inputs, trees, depth)`, at least float32. Greater than 0 is right; a sigmoid makes it a
+    probability."""
     if isinstance(layer, SoftFFF):
         return layer._logits(x).gather(1, path[:, 0, :-1]).unsqueeze(1)
     weight, bias = decisions(layer)
     tree = torch.arange(layer.trees, device=x.device)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     logits = x.new_empty(*path.shape[:2], layer.depth)
     for level in range(layer.depth):
         node = path[..., level]  # (inputs, trees)
-        logits[..., level] = torch.einsum("nti,ni->nt", weight[tree, node], x) + bias[tree, node]
+        logits[..., level] = torch.einsum("nti,ni->nt", weight[tree, node].to(x.dtype), x) + bias[tree, node]
     return logits
 
 
@@ -281,7 +283,8 @@ class LeafEdit:
             )
         with self.undone():
             change = _change(model(input_ids=input_ids, **inputs)[0], after)
-        real = inputs.get("attention_mask", torch.ones_like(input_ids)) != 0
+        mask = inputs.get("attention_mask")
+        real = torch.ones_like(inside) if mask is None else mask != 0
         inside &= real
         text = inside.any(1, keepdim=True)
         groups = {"inside": inside, "beside": text & ~inside & real, "outside": ~text & real}

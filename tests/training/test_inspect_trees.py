@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -38,13 +39,15 @@ def run(run_directory, make_arguments):
 def command(monkeypatch, tmp_path, capsys):
     """Runs the script in an empty directory; returns what it printed."""
     monkeypatch.chdir(tmp_path)
+    ctrl_c = signal.getsignal(signal.SIGINT)  # which the script leaves to the system
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, arguments)])
         runpy.run_path(str(SCRIPT), run_name="__main__")
         return capsys.readouterr().out
 
-    return command
+    yield command
+    signal.signal(signal.SIGINT, ctrl_c)
 
 
 def test_a_model_in_full(command, small_model, tmp_path):
@@ -223,5 +226,6 @@ def test_the_reader_of_a_pipe_may_leave(monkeypatch):
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
         runpy.run_path(str(SCRIPT))["_print"]("a table\n" * 10_000)
         print("what is printed later goes nowhere", flush=True)
