@@ -89,6 +89,16 @@ def test_logits_on_a_path_say_where_it_goes(kind):
     assert torch.equal(path[..., 1:], 2 * path[..., :-1] + 1 + (logits > 0).long())
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_logits_of_half_precision_are_computed_in_float32(kind):
+    layer, x = make(kind).bfloat16(), inputs().bfloat16()
+    path = layer.route(x)
+    logits, exact = decision_logits(layer, x, path), decision_logits(layer.double(), x.double(), path)
+    assert logits.dtype == torch.float32
+    if not isinstance(layer, SoftFFF):  # whose product with all nodes is rounded as its input is
+        assert torch.allclose(logits.double(), exact, atol=1e-5)
+
+
 def test_regions_that_are_not_there():
     layer = make("trees")
     with pytest.raises(ValueError, match="leaf is 8; the layer has those from 0 to 7"):

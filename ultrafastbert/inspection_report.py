@@ -235,8 +235,9 @@ def render_over_training(results: list[dict]) -> str:
 
 
 def _label(result: dict) -> str:
-    tokens = result["pretraining_tokens"]
-    return Path(result["model"]).name + (f" ({tokens / 1e6:.1f} million tokens)" if tokens is not None else "")
+    tokens, path = result["pretraining_tokens"], Path(result["model"])
+    name = (path.name == "final" and path.parent.name) or path.name
+    return name + (f" ({tokens / 1e6:.1f} million tokens)" if tokens is not None else "")
 
 
 def _align(rows: list[list[str]]) -> str:

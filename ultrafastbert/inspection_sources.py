@@ -107,9 +107,14 @@ def _quiet_transformers() -> Iterator[None]:
 def _load_pretrained(name: str) -> Encoder:
     try:
         model, found = AutoModel.from_pretrained(name, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # whatever transformers, safetensors and the Hub raise
         raise UserError(f"model {name} cannot be loaded: {error}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer of model {name}, which should be beside it, cannot be loaded: {error}"
+        ) from error
     if found["missing_keys"]:
         raise UserError(f"model {name} has no weights for {', '.join(sorted(found['missing_keys']))}")
     return Encoder(name, model, tokenizer, _tokens_spent(Path(name)))

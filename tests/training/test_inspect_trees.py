@@ -166,8 +166,11 @@ def test_models_that_cannot_be_looked_into(other_models, tmp_path, small_model):
             load_encoder(directory)
     with pytest.raises(UserError, match="out/no/model does not exist"):
         load_encoder("out/no/model")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=f"^model {tmp_path} cannot be loaded"):
         load_encoder(str(tmp_path))
+    AutoModel.from_pretrained(small_model).save_pretrained(tmp_path / "alone")
+    with pytest.raises(UserError, match="the tokenizer of model .*alone, which should be beside it, cannot be loaded"):
+        load_encoder(str(tmp_path / "alone"))
     (tmp_path / "fresh" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="fresh is a run that has no checkpoint yet"):
         find_models([str(tmp_path / "fresh")])
