@@ -89,11 +89,15 @@ def grouped_feedforward(
     weights = weight_in, bias_in, weight_out, bias_out
     if torch.is_grad_enabled():  # each `weight[i]` would have a gradient as large as `weight`
         weights = [weight.unbind() for weight in weights]
-    outputs = []
-    for i, rows in zip(blocks, x[order // block.shape[1]].split(counts), strict=True):
+
+    def evaluate(rows, i):
         w_in, b_in, w_out, b_out = (weight[i] for weight in weights)
-        outputs.append(torch.addmm(b_out, activate(linear(rows, w_in, b_in)), w_out))
-    output = torch.cat(outputs)
+        return torch.addmm(b_out, activate(linear(rows, w_in, b_in)), w_out)
+
+    if len(blocks) == 1 and block.shape[1] == 1:  # a single token, as a rule
+        return evaluate(x, blocks[0]).unsqueeze(1)
+    rows = x[order // block.shape[1]].split(counts)
+    output = torch.cat([evaluate(*group) for group in zip(rows, blocks, strict=True)])
     return torch.empty_like(output).index_copy(0, order, output).view(*block.shape, output.shape[1])
 
 

@@ -139,7 +139,8 @@ class SoftFFF(BlockLayer):
         A token goes right where the logit is positive.
         """
         levels = torch.arange(self.depth, -1, -1, device=x.device)
-        path = (self._walk(self.tokens(x)).unsqueeze(1) >> levels) - 1
+        leaf = self._walk(self.tokens(x)).unsqueeze(1)
+        path = ((leaf + 1) >> levels) - 1  # counted from 1, the parent of i is i >> 1
         return path.view(*x.shape[:-1], 1, self.depth + 1)
 
     def usage(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +207,7 @@ class SoftFFF(BlockLayer):
     # hard: `(tokens, input_size)` -> `(tokens, output_size)` through one leaf
 
     def _choose(self, x):
-        leaf = self._walk(x) - 2**self.depth
+        leaf = self._walk(x) - (2**self.depth - 1)
         if self.training:
             self.node_entropy = torch.zeros_like(self.node_bias_in[:, 0])
             self.auxiliary_loss = self.node_entropy.sum()
@@ -214,28 +215,21 @@ class SoftFFF(BlockLayer):
 
     @torch.no_grad()
     def _walk(self, x):
-        """`(tokens, input_size)` -> int64 `(tokens,)`: the leaf, by its index in the heap counted from 1.
-
-        Counted so, the children of i are 2i and 2i + 1, and shifting a bit away leads to the parent.
-        """
+        """`(tokens, input_size)` -> int64 `(tokens,)`, the heap indices of the leaves on hard paths."""
         leak = self.region_leak if self.training else 0.0
-        node = torch.ones(len(x), dtype=torch.long, device=x.device)
-        steps = self.depth
+        node = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         if self.depth <= ALL_NODES_DEPTH:
-            all_logits = self._logits(x)
-        elif self.node_size == 1 and leak == 0:  # down to the last decision, the nodes are such a tree as FFF has
-            node = ops.route(x, self.node_weight_in.transpose(0, 1), self.node_bias_in.T)[:, 0, -1] + 1
+            turns = _turns(self._logits(x), leak)
+            for _ in range(self.depth):
+                node = torch.add(turns.gather(1, node), node, alpha=2)
+            return node.squeeze(1)
+        steps = self.depth
+        if self.node_size == 1 and leak == 0:  # but for the last decision, the nodes are such a tree as FFF has
+            node = ops.route(x, self.node_weight_in.transpose(0, 1), self.node_bias_in.T)[:, 0, -1:]
             steps = 1
         for _ in range(steps):
-            if self.depth <= ALL_NODES_DEPTH:
-                logit = all_logits.gather(1, node.unsqueeze(1) - 1).squeeze(1)
-            else:
-                logit = self._logits_at(node - 1, x)
-            right = logit > 0
-            if leak > 0:
-                right ^= torch.rand_like(logit) < leak
-            node = 2 * node + right
-        return node
+            node = torch.add(_turns(self._logits_at(node.squeeze(1), x), leak).unsqueeze(1), node, alpha=2)
+        return node.squeeze(1)
 
     def _logits_at(self, node, x):
         """Of one node a token: int64 `(tokens,)`, `(tokens, input_size)` -> `(tokens,)`."""
@@ -244,3 +238,11 @@ class SoftFFF(BlockLayer):
         if self.node_size == 1:
             return logits.squeeze(1)
         return (self.activation(logits) * self.node_weight_out[node]).sum(1) + self.node_bias_out[node]
+
+
+def _turns(logits, leak):
+    """What a decision adds to twice the index of its node: int64, 1 to go left and 2 to go right."""
+    right = logits > 0
+    if leak > 0:
+        right ^= torch.rand_like(logits) < leak
+    return right + 1
