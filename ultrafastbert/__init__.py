@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .baselines import FeedForward, MixtureOfExperts
 from .configuration_ultrafastbert import UltraFastBertConfig
 from .fff import FFF
 from .inference import optimize_for_inference
@@ -27,6 +28,7 @@ from .modeling_ultrafastbert import (
     UltraFastBertModel,
     UltraFastBertPreTrainedModel,
 )
+from .soft import SoftFFF
 
 # exist_ok: a notebook may reload the package.
 AutoConfig.register(UltraFastBertConfig.model_type, UltraFastBertConfig, exist_ok=True)
@@ -43,6 +45,9 @@ for auto_class, model_class in (
 
 __all__ = [
     "FFF",
+    "FeedForward",
+    "MixtureOfExperts",
+    "SoftFFF",
     "UltraFastBertConfig",
     "UltraFastBertForMaskedLM",
     "UltraFastBertForMultipleChoice",
