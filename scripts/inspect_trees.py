@@ -16,10 +16,10 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it, imports included, without a traceback
 
-from ultrafastbert import inspection_report as report  # noqa: E402
 from ultrafastbert.errors import UserError  # noqa: E402
 from ultrafastbert.files import write_atomically  # noqa: E402
-from ultrafastbert.inspection_sources import find_models, load_encoder, read_texts  # noqa: E402
+from ultrafastbert.inspection import report  # noqa: E402
+from ultrafastbert.inspection.sources import find_models, load_encoder, read_texts  # noqa: E402
 
 
 def main() -> None:
@@ -40,11 +40,17 @@ def _parse() -> argparse.Namespace:
         " directory of a run (OUT) for all its checkpoints",
     )
     parser.add_argument(
-        "--text", nargs="+", default=[], metavar="TEXT", help="texts whose tokens are shown one by one"
+        "--text",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TEXT",
+        help="texts whose tokens are shown one by one",
     )
     parser.add_argument(
         "--file",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FILE",
         help="files of texts that are counted: a text a line (.txt), or the field or column `text` (.jsonl, .parquet),"

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ultrafastbert import UltraFastBertConfig, UltraFastBertForMaskedLM
 from ultrafastbert.errors import UserError
-from ultrafastbert.inspection_sources import find_models, load_encoder, read_texts
+from ultrafastbert.inspection.sources import find_models, load_encoder, read_texts
 from ultrafastbert.regions import leaves
 from ultrafastbert.training.pretrain import pretrain
 
@@ -52,7 +52,7 @@ def command(monkeypatch, tmp_path, capsys):
 
 def test_a_model_in_full(command, small_model, tmp_path):
     (tmp_path / "texts.txt").write_text("w1 w2 w3\n\nw1 w1 w4 w5 w6 w1\n")
-    out = command(small_model, "--text", "w1 w2", "w7", "--file", "texts.txt", "--json", "a/all.json")
+    out = command(small_model, "--text", "w1 w2", "--text", "w7", "--file", "texts.txt", "--json", "a/all.json")
     assert (tmp_path / "inspect_trees.png").read_bytes().startswith(PNG)
     content = json.loads((tmp_path / "a" / "all.json").read_text())
     [result], traces = content["models"], content["traces"]

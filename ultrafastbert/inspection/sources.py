@@ -19,15 +19,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .data.arguments import DataArguments
-from .data.packed import open_packed
-from .data.sources import TextFile
-from .errors import UserError
-from .fff import FFF
-from .inspection import tree_layers
-from .modeling_ultrafastbert import UltraFastBertForMaskedLM
-from .training.arguments import ModelArguments
-from .training.checkpoints import numbered_checkpoints, read_checkpoint, step_of
+from ultrafastbert.data.arguments import DataArguments
+from ultrafastbert.data.packed import open_packed
+from ultrafastbert.data.sources import TextFile
+from ultrafastbert.errors import UserError
+from ultrafastbert.fff import FFF
+from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
+from ultrafastbert.training.arguments import ModelArguments
+from ultrafastbert.training.checkpoints import numbered_checkpoints, read_checkpoint, step_of
+
+from . import tree_layers
 
 
 @dataclass

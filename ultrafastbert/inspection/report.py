@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data.encoding import EncodedSplit, evaluation_batches
-from .data.tasks import Split
-from .errors import UserError
-from .files import write_atomically
-from .inspection import TreeStatistics, evenness, leaves_of_tokens
-from .inspection_sources import Encoder
+from ultrafastbert.data.encoding import EncodedSplit, evaluation_batches
+from ultrafastbert.data.tasks import Split
+from ultrafastbert.errors import UserError
+from ultrafastbert.files import write_atomically
+
+from . import TreeStatistics, evenness, leaves_of_tokens
+from .sources import Encoder
 
 ROWS = 16
 """Texts in a batch."""
@@ -166,13 +167,17 @@ def _headline(result: dict) -> str:
     lines = [
         f"{result['model']}: {len(layers)} layers of {size} (trees x depth)"
         + (f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""),
-        f"{result['texts']:,} texts, {result['tokens']:,} tokens"
+        f"{_count(result['texts'], 'text')}, {_count(result['tokens'], 'token')}"
         + (f"; texts cut at the encoder's last position: {result['cut']:,}" if result["cut"] else ""),
     ]
     leaves = max(2 ** layer["depth"] for layer in layers)
     if result["tokens"] < 20 * leaves:
         lines.append(f"These are few tokens for {leaves:,} leaves: a leaf without any is not a dead one yet.")
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _render_trace(traced: dict) -> str:

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ultrafastbert import UltraFastBertConfig, UltraFastBertModel
 from ultrafastbert.errors import UserError
-from ultrafastbert.inspection_report import draw, draw_over_training, inspect, render, render_over_training, trace
-from ultrafastbert.inspection_sources import Encoder
+from ultrafastbert.inspection.report import draw, draw_over_training, inspect, render, render_over_training, trace
+from ultrafastbert.inspection.sources import Encoder
 
 
 def encoder(trees=1, depth=2, layers=2, tokens=None):

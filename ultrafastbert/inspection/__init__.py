@@ -15,9 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .fff import FFF
-from .regions import decision_logits, leaves
-from .soft import SoftFFF
+from ultrafastbert.fff import FFF
+from ultrafastbert.regions import decision_logits, leaves
+from ultrafastbert.soft import SoftFFF
 
 NEAR_ZERO = 0.1
 """A decision is near zero if its pre-activation is less than this from 0: rounding or a small change may turn it."""
