@@ -54,9 +54,11 @@ class SoftArguments:
 
 def main(arguments: SoftArguments) -> None:
     peer_class = _peer_class()
-    for name in ("depths", "tokens"):
-        if not getattr(arguments, name) or min(getattr(arguments, name)) < 1:
-            raise UserError(f"{name} is {getattr(arguments, name)}; it should be a list of whole numbers from 1 on")
+    for name, value in asdict(arguments).items():
+        if isinstance(value, list) and (not value or min(value) < 1):
+            raise UserError(f"{name} is {value}; it should be a list of whole numbers from 1 on")
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{name} is {value}; it should be at least 1")
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)

@@ -119,7 +119,7 @@ def check_whole(name: str, value: int, least: int, most: int | None = None) -> N
     """Raises a ValueError unless `value` is a whole number within the limits."""
     if not isinstance(value, int) or value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} is {value}; it should be a whole number, {limits}")
+        raise ValueError(f"{name} is {value!r}; it should be a whole number, {limits}")
 
 
 def check_share(name: str, value: float) -> None:

@@ -23,8 +23,8 @@ from .blocks import BlockLayer, check_share, check_whole, grouped_feedforward, i
 from .fff import MAX_DEPTH
 
 ALL_NODES_DEPTH = 6
-"""Up to here, inference multiplies a token with all nodes, not with those on its path alone: on a CPU that is faster,
-for few tokens and for many (docs/benchmarks/soft.md)."""
+"""Up to here, inference multiplies a token with all nodes, not with those on its path alone, which on a CPU takes as
+long or longer (docs/benchmarks/soft.md)."""
 
 
 class SoftFFF(BlockLayer):
@@ -42,7 +42,8 @@ class SoftFFF(BlockLayer):
         activation: a class of elementwise modules, or a function that makes one.
         dropout: probability that a leaf's neuron is left out in training.
         region_leak: probability that, in training, the decision p of a node about a token becomes 1 - p.
-        hardening: weight h of the hardening loss; `math.inf` freezes the nodes. May be set again at any time.
+        hardening: weight h of the hardening loss. May be set at any time: `math.inf` freezes the nodes, another value
+            thaws them.
         train_hard: train with hard paths, as in inference; then nodes get no gradient.
 
     Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `node_weight_in (nodes, node_size, input_size)`,
@@ -51,8 +52,9 @@ class SoftFFF(BlockLayer):
     `leaf_weight_out (leaves, leaf_size, output_size)`, `leaf_bias_out (leaves, output_size)`.
 
     Attributes:
-        node_entropy: `(nodes,)`, how undecided each node was in the last forward pass in training mode: the batch mean
-            of the entropy of its decisions, in nats, leaks disregarded. Zero with `train_hard`.
+        node_entropy: `(nodes,)`, how undecided each node was in the last forward pass in training mode: the mean over
+            all tokens, padding included, of the entropy of its decision, in nats, leaks disregarded. Zero with
+            `train_hard`.
         auxiliary_loss: the hardening loss: h times the sum of `node_entropy`. The paper writes a sum over the batch;
             with the mean, h means the same for batches of all sizes.
 
@@ -78,8 +80,6 @@ class SoftFFF(BlockLayer):
         check_whole("depth", depth, 0, MAX_DEPTH)
         check_whole("node_size", node_size, 1)
         check_share("region_leak", region_leak)
-        if train_hard and 0 < hardening < math.inf:
-            raise ValueError(f"hardening is {hardening}; with train_hard, where no node is trained, it should be 0")
         self.leaf_size, self.node_size = leaf_size, node_size
         self.depth, self.trees = depth, 1
         self.region_leak, self.train_hard = region_leak, train_hard
@@ -106,6 +106,8 @@ class SoftFFF(BlockLayer):
     def hardening(self, hardening: float):
         if not hardening >= 0:
             raise ValueError(f"hardening is {hardening}; it should be a number from 0 to infinity")
+        if self.train_hard and 0 < hardening < math.inf:
+            raise ValueError(f"hardening is {hardening}; with train_hard, where no node is trained, it should be 0")
         self._hardening = hardening
         for name, parameter in self.named_parameters():
             if name.startswith("node_"):
@@ -136,7 +138,7 @@ class SoftFFF(BlockLayer):
     def route(self, x: torch.Tensor) -> torch.Tensor:
         """The hard paths: `(..., input_size)` -> int64 `(..., 1, depth + 1)` of heap indices, from the root, 0.
 
-        A token goes right where the logit is positive.
+        A token goes right where the logit is positive; leaks are disregarded.
         """
         levels = torch.arange(self.depth, -1, -1, device=x.device)
         leaf = self._walk(self.tokens(x)).unsqueeze(1)
@@ -207,16 +209,15 @@ class SoftFFF(BlockLayer):
     # hard: `(tokens, input_size)` -> `(tokens, output_size)` through one leaf
 
     def _choose(self, x):
-        leaf = self._walk(x) - (2**self.depth - 1)
+        leaf = self._walk(x, self.region_leak if self.training else 0.0) - (2**self.depth - 1)
         if self.training:
             self.node_entropy = torch.zeros_like(self.node_bias_in[:, 0])
             self.auxiliary_loss = self.node_entropy.sum()
         return grouped_feedforward(x, leaf.unsqueeze(1), *self._leaves(), self.activate).squeeze(1)
 
     @torch.no_grad()
-    def _walk(self, x):
+    def _walk(self, x, leak=0.0):
         """`(tokens, input_size)` -> int64 `(tokens,)`, the heap indices of the leaves on hard paths."""
-        leak = self.region_leak if self.training else 0.0
         node = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         if self.depth <= ALL_NODES_DEPTH:
             turns = _turns(self._logits(x), leak)
