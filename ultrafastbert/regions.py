@@ -62,7 +62,7 @@ def decision_logits(layer: FFF | SoftFFF, x: torch.Tensor, path: torch.Tensor) -
     `layer.route`, -> `(inputs, trees, depth)`, at least float32. Greater than 0 is right; a sigmoid makes it a
     probability."""
     if isinstance(layer, SoftFFF):
-        return layer._logits(x).gather(1, path[:, 0, :-1]).unsqueeze(1)
+        return layer.node_logits(x).gather(1, path[:, 0, :-1]).unsqueeze(1)
     weight, bias = decisions(layer)
     tree = torch.arange(layer.trees, device=x.device)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
