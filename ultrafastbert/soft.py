@@ -27,6 +27,14 @@ ALL_NODES_DEPTH = 6
 long or longer (docs/benchmarks/soft.md)."""
 
 
+def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """The entropy of going right with probability sigmoid(logit), element by element: 0 to log 2. [nats]"""
+    # It is even in the logit. With a = |logit| it is -log p + (1 - p) a, two terms of one sign, which stays exact
+    # however hard the decision is.
+    magnitude = logits.abs()
+    return softplus(-magnitude) + (-magnitude).sigmoid() * magnitude
+
+
 class SoftFFF(BlockLayer):
     """A binary tree of `2^depth - 1` nodes, which decide, over `2^depth` leaves, small feedforward networks.
 
@@ -202,10 +210,7 @@ class SoftFFF(BlockLayer):
 
     def _measure_hardness(self, logits):
         weight = self.hardening if self.hardening < math.inf else 0.0
-        # The entropy of sigmoid(z) is even in z. With a = |z| it is -log p + (1 - p) a, two terms of one sign, which
-        # stays exact however hard the decision is.
-        magnitude = (logits if weight > 0 else logits.detach()).abs()
-        entropy = softplus(-magnitude) + (-magnitude).sigmoid() * magnitude
+        entropy = decision_entropy(logits if weight > 0 else logits.detach())
         entropy = entropy.sum(0) / max(1, len(entropy))
         self.node_entropy = entropy.detach()
         self.auxiliary_loss = weight * entropy.sum()

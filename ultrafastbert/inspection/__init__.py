@@ -17,7 +17,7 @@ from torch import nn
 
 from ultrafastbert.fff import FFF
 from ultrafastbert.regions import decision_logits, leaves
-from ultrafastbert.soft import SoftFFF
+from ultrafastbert.soft import SoftFFF, decision_entropy
 
 NEAR_ZERO = 0.1
 """A decision is near zero if its pre-activation is less than this from 0: rounding or a small change may turn it."""
@@ -84,12 +84,6 @@ def evenness(counts: torch.Tensor) -> tuple[float, float]:
     share = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(share).sum(dim=1).mean().item() / math.log(counts.shape[1])
     return (counts > 0).double().mean().item(), entropy
-
-
-def decision_entropy(logit: torch.Tensor) -> torch.Tensor:
-    """Entropy of going right with probability sigmoid(logit), element by element. [nats]"""
-    size = logit.abs()
-    return nn.functional.softplus(-size) + size * torch.sigmoid(-size)
 
 
 class TreeStatistics(LeafCounter):
