@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ultrafastbert import FFF
 from ultrafastbert.cli import run_command
 from ultrafastbert.errors import UserError
+from ultrafastbert.files import write_atomically
 from ultrafastbert.ops import BACKENDS, choose_backend
 from ultrafastbert.peaks import PEAKS, Peak
 from ultrafastbert.timing import device_name, take_turns
@@ -165,10 +166,10 @@ def main(arguments: LayerArguments) -> None:
         "floors": floors,
         "scaling": scaling,
     }
-    (output / "layer.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    (output / "layer.md").write_text(_table(result), encoding="utf-8")
+    write_atomically(output / "layer.md", _table(result))
     if scaling:
         _draw(scaling, arguments, output / "layer.png")
+    write_atomically(output / "layer.json", json.dumps(result, indent=1))  # last: where it is, all is done
     print(_table(result))
     print(f"written: {', '.join(str(path) for path in sorted(output.glob('layer.*')))}")
 

@@ -32,7 +32,7 @@ from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from tqdm import tqdm
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, PreTrainedConfig
 
 from ultrafastbert import FFF, UltraFastBertForMaskedLM
 from ultrafastbert.cli import run_command
@@ -41,11 +41,11 @@ from ultrafastbert.data.masking import Masker, masks_per_row
 from ultrafastbert.errors import UserError
 from ultrafastbert.files import write_atomically
 from ultrafastbert.ops import BACKENDS
-from ultrafastbert.peaks import PEAKS, training_flops
+from ultrafastbert.peaks import training_flops, utilisation
 from ultrafastbert.timing import device_name, take_turns
 from ultrafastbert.training.arguments import ModelArguments, TrainArguments
 from ultrafastbert.training.precision import uses_bf16
-from ultrafastbert.training.step import masked_loss, prepare_training, update
+from ultrafastbert.training.step import masked_loss, prepare_training, to_device, update
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 MODEL = re.compile(rf"bert|dense-[1-9]\d*|[1-9]\d*x\d+(-({'|'.join(BACKENDS)}))?")
@@ -99,7 +99,7 @@ class Bert(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        self.bert = BertForMaskedLM(config)
+        self.bert, self.config = BertForMaskedLM(config), config
 
     def forward(self, input_ids, labels, masked_positions):
         wanted = torch.full_like(labels, -100).scatter(1, masked_positions, labels.gather(1, masked_positions))
@@ -117,16 +117,24 @@ class Training:
         self.model = _build_model(name, arguments).to(accelerator.device)
         self.wrapped_model, self.optimizer, self.autocast = prepare_training(self.model, train, accelerator)
         self.masker = Masker(train.mask_probability, arguments.vocabulary, SPECIAL, seed=0, device=accelerator.device)
-        self.place = 0
+        self.place, self.worst = 0, torch.zeros(2, device=accelerator.device)  # worst: loss and gradient norm
 
     def step(self) -> None:
-        rows = self.rows.read(self.place, self.arguments.rows).to(self.accelerator.device, non_blocking=True)
+        rows = to_device(self.rows.read(self.place, self.arguments.rows), self.accelerator.device)
         loss = masked_loss(self.wrapped_model, self.masker(rows, self.place), self.autocast)
         self.accelerator.backward(loss)
-        mean, norm = update(self.model, self.optimizer, loss.detach(), self.max_grad_norm, self.accelerator)
-        if not np.isfinite([mean, norm]).all():
-            raise UserError(f"{self.name}: loss {mean}, gradient norm {norm}; a step without an update is not timed")
+        values = update(self.model, self.optimizer, loss.detach(), self.max_grad_norm, self.accelerator)
+        self.worst = torch.maximum(self.worst, values.where(values.isfinite(), torch.inf))
         self.place += self.arguments.rows
+
+    def check(self) -> None:
+        """Raises UserError if a step made no update, which takes less time than one that does."""
+        loss, norm = self.worst.tolist()
+        if not np.isfinite([loss, norm]).all():
+            raise UserError(
+                f"{self.name}: the loss grew to {loss}, the gradient norm to {norm}; steps without an update"
+                " are not timed"
+            )
 
 
 def main(arguments: TrainingArguments) -> None:
@@ -145,9 +153,9 @@ def main(arguments: TrainingArguments) -> None:
         "together": together,
         "rows": rows,
     }
-    write_atomically(output / "training.json", json.dumps(result, indent=1))
     write_atomically(output / "training.md", _table(result))
     write_atomically(output / "training.png", _plot(result))
+    write_atomically(output / "training.json", json.dumps(result, indent=1))  # last: where it is, all is done
     print(_table(result))
     print(f"written: {', '.join(str(path) for path in sorted(output.glob('training.*')))}")
 
@@ -187,6 +195,8 @@ def _time(names: list[str], arguments: TrainingArguments, accelerator: Accelerat
                 trainings[name].step()
     calls = {name: training.step for name, training in trainings.items()}
     times = take_turns(calls, arguments.seconds, burst=2, device=arguments.device)
+    for training in trainings.values():
+        training.check()
     return [
         {
             "name": name,
@@ -196,7 +206,7 @@ def _time(names: list[str], arguments: TrainingArguments, accelerator: Accelerat
             "steps": len(values),
             "tokens_per_second": arguments.rows * arguments.sequence_length / statistics.median(values),
             "memory": memory[name].bytes,
-            "mfu": _mfu(name, arguments, statistics.median(values)),
+            "mfu": _mfu(trainings[name].model.config, arguments, statistics.median(values)),
         }
         for name, values in times.items()
     ]
@@ -229,32 +239,11 @@ def _free(accelerator: Accelerator) -> None:
     torch.cuda.empty_cache()
 
 
-def _mfu(name: str, arguments: TrainingArguments, seconds: float) -> float | None:
-    """The share of the GPU's peak that the arithmetic which the model needs makes up, where that peak is known."""
-    peak = PEAKS.get(device_name(arguments.device))
-    if peak is None:
-        return None
-    flops = training_flops(
-        arguments.hidden_size,
-        arguments.num_hidden_layers,
-        _neurons_used(name, arguments),
-        arguments.vocabulary,
-        arguments.rows,
-        arguments.sequence_length,
-        masks_per_row(arguments.sequence_length, TrainArguments(max_steps=1).mask_probability),
-    )
-    bf16 = uses_bf16(arguments.precision, torch.device(arguments.device))
-    return flops / seconds / peak.flops[torch.bfloat16 if bf16 else torch.float32]
-
-
-def _neurons_used(name: str, arguments: TrainingArguments) -> int:
-    """Neurons of a feedforward layer that a token needs."""
-    if name == "bert":
-        return 4 * arguments.hidden_size
-    if name.startswith("dense-"):
-        return int(name.removeprefix("dense-"))
-    trees, depth = map(int, name.partition("-")[0].split("x"))
-    return trees * (depth + 1)
+def _mfu(config: PreTrainedConfig, arguments: TrainingArguments, seconds: float) -> float | None:
+    masked = masks_per_row(arguments.sequence_length, TrainArguments(max_steps=1).mask_probability)
+    flops = training_flops(config, arguments.rows, arguments.sequence_length, masked)
+    dtype = torch.bfloat16 if uses_bf16(arguments.precision, torch.device(arguments.device)) else torch.float32
+    return utilisation(flops, seconds, arguments.device, dtype)
 
 
 def _build_model(name: str, arguments: TrainingArguments) -> nn.Module:

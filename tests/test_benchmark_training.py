@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from ultrafastbert import FFF, peaks, timing
 
@@ -74,7 +75,8 @@ def test_mfu_is_the_share_of_the_peak(run, monkeypatch, tmp_path):
     monkeypatch.setattr(peaks, "PEAKS", {timing.processor(): peaks.Peak(1.0, {torch.float32: 1e15})})
     rows = {row["name"]: row for row in run()["rows"]}
     for name, neurons in zip(MODELS, (24, 4, 8, 64), strict=True):
-        flops = peaks.training_flops(16, 2, neurons, 50, 3, 8, masked=2)
+        config = BertConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=neurons, vocab_size=50)
+        flops = peaks.training_flops(config, rows=3, sequence_length=8, masked=2)
         assert rows[name]["mfu"] * rows[name]["median"] == pytest.approx(flops / 1e15)
     assert rows_of(tmp_path / "training.md")["1x3"][4] == f"{rows['1x3']['mfu']:.1%}"
 

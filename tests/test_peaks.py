@@ -24,7 +24,7 @@ def test_the_arithmetic_of_a_dense_model_is_what_pytorch_counts(layers, neurons,
     tokens = torch.randint(1, 50, (3, length))
     with FlopCounterMode(display=False) as counter:
         model(tokens, labels=tokens, masked_positions=torch.tensor([[0, 4]] * 3)).loss.backward()
-    assert counter.get_total_flops() == training_flops(16, layers, neurons, 50, 3, length, masked=2)
+    assert counter.get_total_flops() == training_flops(config, rows=3, sequence_length=length, masked=2)
 
 
 def test_peaks_are_of_dense_products():

@@ -7,6 +7,9 @@ token's path alone. So a tree's share of the peak is small where its time is spe
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
+
+from .timing import device_name
 
 
 class Peak(NamedTuple):
@@ -25,16 +28,11 @@ sparsity, and the white paper "NVIDIA H100 Tensor Core GPU Architecture" for the
 """
 
 
-def training_flops(
-    hidden_size: int, layers: int, neurons: int, vocab_size: int, rows: int, sequence_length: int, masked: int
-) -> int:
+def training_flops(config: PreTrainedConfig, rows: float, sequence_length: int, masked: int) -> float:
     """Floating-point operations of the products in a forward and a backward pass of a masked language model.
 
     Args:
-        hidden_size: width of the encoder.
-        layers: transformer layers.
-        neurons: neurons of a feedforward layer that a token uses.
-        vocab_size: tokens that the decoder chooses from.
+        config: of an `UltraFastBertForMaskedLM` or a `BertForMaskedLM`.
         rows: rows of the batch.
         sequence_length: tokens of a row; all of them are attended to.
         masked: tokens of a row that are predicted; the decoder is counted there only.
@@ -42,6 +40,22 @@ def training_flops(
     Source: 6 operations a weight and token, 12 for each pair of tokens and column of attention: arXiv 2204.02311,
     appendix B.
     """
-    attention = 4 * hidden_size**2 + 2 * sequence_length * hidden_size  # weights, and what stands for weights
-    encoder = rows * sequence_length * layers * (attention + 2 * neurons * hidden_size)
-    return 6 * (encoder + rows * masked * hidden_size * vocab_size)
+    hidden = config.hidden_size
+    has_trees = getattr(config, "feedforward", "dense") == "fff"
+    neurons = config.fff_trees * (config.fff_depth + 1) if has_trees else config.intermediate_size
+    attention = 4 * hidden**2 + 2 * sequence_length * hidden  # weights, and what stands for weights
+    encoder = rows * sequence_length * config.num_hidden_layers * (attention + 2 * neurons * hidden)
+    return 6 * (encoder + rows * masked * hidden * config.vocab_size)
+
+
+def utilisation(flops: float, seconds: float, device: torch.device | str, dtype: torch.dtype) -> float | None:
+    """MFU: the share of the device's peak that `flops` in `seconds` are; None where its peak is not known.
+
+    Args:
+        flops: operations that a model needs, as `training_flops` counts them.
+        seconds: that they took.
+        device: that they ran on.
+        dtype: of the products.
+    """
+    peak = PEAKS.get(device_name(device))
+    return None if peak is None else flops / seconds / peak.flops[dtype]

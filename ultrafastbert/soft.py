@@ -27,6 +27,14 @@ ALL_NODES_DEPTH = 6
 long or longer (docs/benchmarks/soft.md)."""
 
 
+def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """The entropy of going right with probability sigmoid(logit), element by element: 0 to log 2. [nats]"""
+    # It is even in the logit. With a = |logit| it is -log p + (1 - p) a, two terms of one sign, which stays exact
+    # however hard the decision is.
+    magnitude = logits.abs()
+    return softplus(-magnitude) + (-magnitude).sigmoid() * magnitude
+
+
 class SoftFFF(BlockLayer):
     """A binary tree of `2^depth - 1` nodes, which decide, over `2^depth` leaves, small feedforward networks.
 
@@ -131,8 +139,20 @@ class SoftFFF(BlockLayer):
 
         It is of the dtype of x, and at least float32.
         """
-        mixture = self._mixture(self._logits(self.tokens(x)))
+        mixture = self._mixture(self.node_logits(self.tokens(x)))
         return mixture.view(*x.shape[:-1], mixture.shape[1])
+
+    def node_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """What every node decides by, leaks disregarded: `(..., input_size)` -> `(..., nodes)`, right if positive.
+
+        Its sigmoid is the probability of the right child. It is of the dtype of x, and at least float32.
+        """
+        logits = linear(self.tokens(x), self.node_weight_in.flatten(0, 1), self.node_bias_in.flatten())
+        if self.node_size > 1:
+            hidden = self.activation(logits).unflatten(1, self.node_bias_in.shape)
+            logits = (hidden * self.node_weight_out).sum(2) + self.node_bias_out
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.view(*x.shape[:-1], logits.shape[1])
 
     @torch.no_grad()
     def route(self, x: torch.Tensor) -> torch.Tensor:
@@ -168,7 +188,7 @@ class SoftFFF(BlockLayer):
     # soft: `(tokens, input_size)` -> `(tokens, output_size)` through all leaves
 
     def _mix(self, x):
-        logits = self._logits(x)
+        logits = self.node_logits(x)
         self._measure_hardness(logits)
         if self.region_leak > 0:
             leaks = torch.rand_like(logits) < self.region_leak
@@ -178,14 +198,6 @@ class SoftFFF(BlockLayer):
         mixture = self._mixture(logits).to(hidden.dtype)
         weighted = hidden.unflatten(1, bias_in.shape) * mixture.unsqueeze(2)
         return torch.addmm(mixture @ bias_out, weighted.flatten(1), weight_out.flatten(0, 1))
-
-    def _logits(self, x):
-        """`(tokens, input_size)` -> `(tokens, nodes)`, at least in float32."""
-        logits = linear(x, self.node_weight_in.flatten(0, 1), self.node_bias_in.flatten())
-        if self.node_size > 1:
-            hidden = self.activation(logits).unflatten(1, self.node_bias_in.shape)
-            logits = (hidden * self.node_weight_out).sum(2) + self.node_bias_out
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _mixture(self, logits):
         """`(tokens, nodes)` -> `(tokens, leaves)`: level by level, a node divides its weight between its children."""
@@ -198,10 +210,7 @@ class SoftFFF(BlockLayer):
 
     def _measure_hardness(self, logits):
         weight = self.hardening if self.hardening < math.inf else 0.0
-        # The entropy of sigmoid(z) is even in z. With a = |z| it is -log p + (1 - p) a, two terms of one sign, which
-        # stays exact however hard the decision is.
-        magnitude = (logits if weight > 0 else logits.detach()).abs()
-        entropy = softplus(-magnitude) + (-magnitude).sigmoid() * magnitude
+        entropy = decision_entropy(logits if weight > 0 else logits.detach())
         entropy = entropy.sum(0) / max(1, len(entropy))
         self.node_entropy = entropy.detach()
         self.auxiliary_loss = weight * entropy.sum()
@@ -220,7 +229,7 @@ class SoftFFF(BlockLayer):
         """`(tokens, input_size)` -> int64 `(tokens,)`, the heap indices of the leaves on hard paths."""
         node = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         if self.depth <= ALL_NODES_DEPTH:
-            turns = _turns(self._logits(x), leak)
+            turns = _turns(self.node_logits(x), leak)
             for _ in range(self.depth):
                 node = torch.add(turns.gather(1, node), node, alpha=2)
             return node.squeeze(1)

@@ -1,5 +1,6 @@
 """Times of calls that are to be compared: contenders take turns, so that a noisy machine hits all of them alike."""
 
+import functools
 import platform
 import time
 from collections.abc import Callable
@@ -50,11 +51,12 @@ def take_turns(
     return times
 
 
-def device_name(device: str) -> str:
+def device_name(device: torch.device | str) -> str:
     """The name of the processor, or of the GPU, as far as the system tells it."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
 
 
+@functools.cache
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     try:

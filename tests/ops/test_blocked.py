@@ -51,7 +51,7 @@ def assert_agrees(arguments):
     present = [t for t in arguments if t is not None]
     output = evaluate(*present)
     assert output.dtype == dtype and output.shape == arguments[0].shape
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
     results = [output, *gradients(present, evaluate, upstream)]
     exact = [t.double() for t in present]
     expected = [along_path(path)(*exact), *gradients(exact, along_path(path), upstream.double())]

@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ultrafastbert import peaks
 from ultrafastbert.errors import Interrupted, UserError
+from ultrafastbert.timing import processor
 from ultrafastbert.training import pretrain as pretrain_module
 from ultrafastbert.training.pretrain import Pretraining, pretrain
 from ultrafastbert.training.report import read_metrics
+from ultrafastbert.training.steps import Steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +156,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_arguments, tmp_path):
         "from ultrafastbert.training.arguments import PretrainArguments\n"
         "from ultrafastbert.training.pretrain import Pretraining, pretrain\n"
         "kind, count = os.environ['KILL'].split(':')\n"
-        "owner, name = {'step': (Pretraining, '_step'), 'save': (Accelerator, 'save_state')}[kind]\n"
+        "owner, name = {'step': (Pretraining, '_launch_step'), 'save': (Accelerator, 'save_state')}[kind]\n"
         "original, calls = getattr(owner, name), []\n"
         "def wrapped(*arguments, **keywords):\n"
         "    calls.append(1)\n"
@@ -228,6 +231,41 @@ def test_a_loss_that_stays_infinite_stops_the_run_and_names_the_last_checkpoint(
         pretrain(make_arguments(max_skipped_steps=3))
     checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
     assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
+
+
+def test_reading_steps_late_changes_nothing(make_arguments, tmp_path, monkeypatch, capsys):
+    """As on a GPU, where a step is read while the next one runs."""
+    break_loss(monkeypatch, {2, 3, 9})
+    pretrain(make_arguments(log_every=1, output_dir=tmp_path / "whole"))
+    monkeypatch.setattr(pretrain_module, "Steps", lambda at_most: Steps(at_most=1))
+    loss, calls = Pretraining._loss, []
+
+    def interrupt(self, place):
+        calls.append(place)
+        if len(calls) == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, place)
+
+    monkeypatch.setattr(Pretraining, "_loss", interrupt)
+    with pytest.raises(Interrupted):
+        pretrain(make_arguments(log_every=1))
+    monkeypatch.setattr(Pretraining, "_loss", loss)
+    capsys.readouterr()
+    final = pretrain(make_arguments(log_every=1))
+    assert_same_weights(tmp_path / "whole" / "final", final)
+    assert_same_metrics(tmp_path / "whole", tmp_path / "run")
+    assert "3 steps left out" in capsys.readouterr().out
+
+
+def test_mfu_is_reported_where_the_peak_is_known(make_arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(peaks, "PEAKS", {processor(): peaks.Peak(1.0, {torch.float32: 1e9})})
+    pretrain(make_arguments())
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    config = pretrain_module.UltraFastBertConfig.from_pretrained(tmp_path / "run" / "final")
+    flops_a_token = peaks.training_flops(config, rows=1, sequence_length=32, masked=8) / 32
+    for line in lines:
+        assert line["mfu"] == pytest.approx(flops_a_token * line["tokens_per_second"] / 1e9)
+    assert "% MFU" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(make_arguments, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ultrafastbert.soft import SoftFFF
+from ultrafastbert.inspection import LeafCounter, tree_layers
 
 from .arguments import Recipe
 from .data import Part
@@ -57,7 +57,7 @@ def train(
     halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="max", factor=0.5, patience=plateau, threshold=0
     )
-    trees = [module for module in model.modules() if isinstance(module, SoftFFF) and module.depth > 0]
+    trees = tree_layers(model)
     history = {"loss": [], "train": [], "validation": []} | ({"entropy": []} if trees else {})
     best, best_epoch, weights = {"train": -1.0, "validation": -1.0}, {}, {}
     for epoch in range(1, recipe.epochs + 1):
@@ -84,7 +84,7 @@ def train(
         "validation": best["validation"],
         "generalisation": accuracy(model, data["test"]),
         "generalisation_epoch": best_epoch["validation"],
-        "leaves_used": _count_leaves(model, trees, data["train"]),
+        "leaves_used": _count_leaves(model, data["train"]),
         "epochs": epoch,
         "history": history,
     }
@@ -111,21 +111,11 @@ def _train_epoch(model, trees, part, optimizer, batch_size, order, augment, chec
     return total / len(images), [[round(value, 5) for value in values] for values in ranges]
 
 
-def _count_leaves(model: nn.Module, trees: list[SoftFFF], part: Part) -> list[int]:
+def _count_leaves(model: nn.Module, part: Part) -> list[int]:
     """For each tree of the model, how many leaves are reached."""
-    used = [torch.zeros(2**tree.depth, dtype=torch.int64, device=part[0].device) for tree in trees]
-
-    def note(counts):
-        def hook(tree, inputs):
-            counts.add_(tree.usage(inputs[0])[1])
-
-        return hook
-
-    hooks = [tree.register_forward_pre_hook(note(counts)) for tree, counts in zip(trees, used, strict=True)]
-    accuracy(model, part)
-    for hook in hooks:
-        hook.remove()
-    return [int(counts.count_nonzero()) for counts in used]
+    with LeafCounter(model) as leaves:
+        accuracy(model, part)
+    return [int(counts.count_nonzero()) for counts in leaves.counts]
 
 
 @torch.no_grad()

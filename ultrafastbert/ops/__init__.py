@@ -123,13 +123,18 @@ def _prepare(x, weight_in, bias_in, weight_out):
         if tensor.device != x.device:
             raise ValueError(f"{name} is on device {tensor.device}; it should be where x is, on {x.device}")
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if _has_autocast(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         named = {name: tensor.to(dtype) for name, tensor in named.items()}
     for name, tensor in named.items():
         if tensor.dtype != named["x"].dtype:
             raise TypeError(f"{name} is of dtype {tensor.dtype}; it should be that of x, {named['x'].dtype}")
     return named["x"], named["weight_in"], named.get("bias_in"), named["weight_out"]
+
+
+@torch.compiler.assume_constant_result  # PyTorch 2.11 cannot trace it
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def _check_shapes(x, weight_in, bias_in, weight_out):

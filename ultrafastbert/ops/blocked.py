@@ -200,10 +200,11 @@ def _heap(blocks, order, cut, levels):
     """The adjoint of `_blocks`: adds up what the blocks have of each node."""
     trees, (width, *rest) = order.row.shape[1], blocks.shape[1:]
     sizes = [1] * cut + [2**level for level in range(levels - cut)]
-    *parts, _ = blocks.view(trees, 2**cut, width, *rest).split([*sizes, width - sum(sizes)], dim=2)
-    for level in range(cut):  # the subtrees below a node lie side by side
-        parts[level] = parts[level].reshape(trees, 2**level, -1, *rest).sum(2, dtype=blocks.dtype)
-    return torch.cat([*parts[:cut], *(part.flatten(1, 2) for part in parts[cut:])], dim=1)
+    parts = blocks.view(trees, 2**cut, width, *rest).split([*sizes, width - sum(sizes)], dim=2)
+    ancestors = [  # the subtrees below a node lie side by side
+        part.reshape(trees, 2**level, -1, *rest).sum(2, dtype=blocks.dtype) for level, part in enumerate(parts[:cut])
+    ]
+    return torch.cat(ancestors + [part.flatten(1, 2) for part in parts[cut:-1]], dim=1)
 
 
 @torch.compiler.assume_constant_result

@@ -4,7 +4,6 @@ A tree that sends all tokens to few leaves has collapsed: most of its neurons no
 leaves that are used, and the entropy of their use relative to an even spread, show it layer by layer.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ultrafastbert.data.masking import Masker
-from ultrafastbert.fff import FFF
+from ultrafastbert.inspection import LeafCounter
 
 
 @dataclass
@@ -21,43 +20,6 @@ class Evaluation:
     accuracy: float  # share of masked tokens whose most probable prediction is right
     leaves_used: list[float] = field(default_factory=list)  # per layer of trees, share of leaves that got a token
     leaf_entropy: list[float] = field(default_factory=list)  # per layer of trees, 0 (one leaf) to 1 (all alike)
-
-
-class LeafCounter:
-    """Counts, while it is entered, the tokens at each leaf of each layer of trees that is deeper than 0."""
-
-    def __init__(self, model: nn.Module):
-        self.layers = [module for module in model.modules() if isinstance(module, FFF) and module.depth > 0]
-        device = next(model.parameters()).device
-        # per layer: (trees, leaves)
-        self.counts = [
-            torch.zeros(layer.trees, 2**layer.depth, dtype=torch.long, device=device) for layer in self.layers
-        ]
-
-    def __enter__(self):
-        self._hooks = [
-            layer.register_forward_pre_hook(lambda layer, inputs, counts=counts: self._count(layer, inputs[0], counts))
-            for layer, counts in zip(self.layers, self.counts, strict=True)
-        ]
-        return self
-
-    def __exit__(self, *exception):
-        for hook in self._hooks:
-            hook.remove()
-
-    @staticmethod
-    def _count(layer: FFF, x: torch.Tensor, counts: torch.Tensor) -> None:
-        leaf = layer.route(x)[..., -1].flatten(0, -2) - (2**layer.depth - 1)  # (tokens, trees)
-        counts.scatter_add_(1, leaf.T, torch.ones_like(leaf.T))
-
-    def usage(self) -> tuple[list[float], list[float]]:
-        """Per layer, averaged over its trees: the share of leaves used and the relative entropy of their use."""
-        used, entropy = [], []
-        for counts in self.counts:
-            share = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
-            used.append((counts > 0).double().mean().item())
-            entropy.append(torch.special.entr(share).sum(dim=1).mean().item() / math.log(counts.shape[1]))
-        return used, entropy
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from ultrafastbert.fff import FFF
 def build_optimizer(
     model: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model`, fused where the device has it.
+    """AdamW over all parameters of `model`, fused: a pass over memory, and `step.update` needs its `found_inf`.
 
     Norms, biases (a tree's `bias_in` too, although it is a matrix) and scales are not decayed.
     """
@@ -19,8 +19,7 @@ def build_optimizer(
         {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def _decayed_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -4,19 +4,18 @@ Notable:
 - the data order, the masks, the learning rate and the batch size are functions of the seed and of what has been
   spent so far (`Progress`), so a checkpoint that holds these few numbers goes on exactly where it stopped;
 - a signal is honoured between two forward passes: the step under way is given up, and made again on resuming;
-- a step whose loss or gradient is not finite is left out; the weights are never those of a bad step.
+- a step whose loss or gradient is not finite is left out; the weights are never those of a bad step;
+- on a GPU the host reads a step's loss while the next step runs, so the GPU never waits for it.
 """
 
 import contextlib
 import functools
 import json
 import logging
-import math
 import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import yaml
@@ -29,12 +28,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.data.batches import RowOrder
-from ultrafastbert.data.masking import Masker
+from ultrafastbert.data.masking import Masker, masks_per_row
 from ultrafastbert.data.packed import PackedData
 from ultrafastbert.data.prepare import prepare
 from ultrafastbert.errors import Interrupted, UserError
 from ultrafastbert.files import write_atomically
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
+from ultrafastbert.peaks import training_flops, utilisation
 
 from .arguments import PretrainArguments
 from .checkpoints import (
@@ -51,7 +51,8 @@ from .precision import uses_bf16
 from .report import Reporter, duration
 from .run_directory import check_disk, find_start, move_aside, open_run_directory
 from .schedule import Progress, micro_batches, triangle
-from .step import masked_loss, prepare_training, update
+from .step import masked_loss, prepare_training, to_device, update
+from .steps import Step, Steps, summarise
 
 ORIGIN = "pretraining.json"
 """In `final/`: what was spent on the model, and how it did on the validation rows."""
@@ -140,6 +141,10 @@ class Pretraining:
             0, min(self.train.eval_rows, len(data.validation))
         )
 
+        self.steps = Steps(at_most=1 if device.type == "cuda" else 0)
+        self.steps_of_line: list[Step] = []  # those since the last line of metrics
+        self.in_bf16 = uses_bf16(self.train.precision, device)
+
         self.progress, self.saved_step = progress, None
         if checkpoint is not None:
             self._load(checkpoint)
@@ -158,15 +163,16 @@ class Pretraining:
         self.accelerator.init_trackers("ultrafastbert", config=plain)  # tensorboard takes nothing but plain values
         self._announce()
         self.started, self.seconds_before, self.share_before = time.monotonic(), self.progress.seconds, self.share
-        steps, evaluation = [], None  # the steps since the last line of metrics
+        evaluation = None
         try:
             with Interrupt() as interrupt:
                 while self.share < 1:
-                    step = self._step(interrupt)
-                    if step is None:
+                    if not self._launch_step(interrupt):
                         self._stop(interrupt.signal)
-                    evaluation = self._after_step(steps + [step])
-                    steps = [] if self.progress.step % self.train.log_every == 0 else steps + [step]
+                    evaluation = self._after_step()
+                self._report_steps(everything=True)
+                if self.steps_of_line:
+                    self._write_line()
                 evaluation = evaluation or self._evaluate()
                 try:
                     if self.saved_step != self.progress.step:
@@ -188,8 +194,8 @@ class Pretraining:
         share = self.progress.share_of_budget(self.train)
         return share if self.accelerator.num_processes == 1 else broadcast_object_list([share])[0]
 
-    def _step(self, interrupt: Interrupt) -> "_Step | None":
-        """One optimiser step; None if a signal came, and then nothing has changed."""
+    def _launch_step(self, interrupt: Interrupt) -> bool:
+        """Gives the device one optimiser step; False if a signal came, and then nothing has changed."""
         start = time.monotonic()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         share, size = self.share, self.train.micro_batch_size
@@ -202,29 +208,24 @@ class Pretraining:
         for index in range(count):
             if self._is_interrupted(interrupt, first=index == 0):
                 self.optimizer.zero_grad()
-                return None
+                return False
             last = index == count - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
                 loss = self._loss(self.progress.rows + (index * processes + rank) * size) / count
                 self.accelerator.backward(loss)
             total += loss.detach()
-        loss, norm = update(self.model, self.optimizer, total, self.train.max_grad_norm, self.accelerator)
+        values = update(self.model, self.optimizer, total, self.train.max_grad_norm, self.accelerator)
         rows = count * processes * size
-        step = _Step(loss, norm, lr, rows, seconds=time.monotonic() - start)
-        if step.is_finite:
-            self.progress.skipped_in_a_row = 0
-        else:
-            self.progress.skipped += 1
-            self.progress.skipped_in_a_row += 1
         self.progress.step += 1
         self.progress.rows += rows
         self.progress.tokens += rows * self.data.sequence_length
         self._spend_time()
-        return step
+        self.steps.launched(self._where(), lr, rows, start, values)
+        return True
 
     def _loss(self, place: int) -> torch.Tensor:
         """The mean loss of the micro-batch whose first row is row `place` of the training data's order."""
-        rows = self.rows.read(place, self.train.micro_batch_size).to(self.accelerator.device, non_blocking=True)
+        rows = to_device(self.rows.read(place, self.train.micro_batch_size), self.accelerator.device)
         return masked_loss(self.wrapped_model, self.masker(rows, place), self.autocast)
 
     def _is_interrupted(self, interrupt: Interrupt, first: bool) -> bool:
@@ -237,16 +238,13 @@ class Pretraining:
         interrupt.signal = self.accelerator.gather(signal).max().item() or None
         return interrupt.signal is not None
 
-    def _after_step(self, steps: list["_Step"]) -> Evaluation | None:
+    def _after_step(self) -> Evaluation | None:
         """Reports, evaluates and saves where it is time to; the evaluation if there was one."""
-        number, train, metrics = self.progress.step, self.train, _summarise_steps(steps, self.data.sequence_length)
-        self._show_progress(steps[-1].loss, metrics["tokens_per_second"])
-        if number % train.log_every == 0 or self.share == 1:
-            self.reporter.metrics(self._where() | metrics | {"skipped": self.progress.skipped})
-        if not steps[-1].is_finite:
-            self._report_skipped_step(steps[-1])
-        evaluation = self._evaluate() if number % train.eval_every == 0 else None
-        if number % train.checkpoint_every == 0:
+        number, train = self.progress.step, self.train
+        evaluates, saves = number % train.eval_every == 0, number % train.checkpoint_every == 0
+        self._report_steps(everything=evaluates or saves)
+        evaluation = self._evaluate() if evaluates else None
+        if saves:
             try:
                 self._save()
             except CheckpointError as error:  # the run is worth more than this checkpoint, and the next may succeed
@@ -254,17 +252,46 @@ class Pretraining:
         self._spend_time()
         return evaluation
 
-    def _report_skipped_step(self, step: "_Step") -> None:
+    def _report_steps(self, everything: bool) -> None:
+        """Reports the steps whose numbers have arrived; for `everything`, those of all steps are waited for."""
+        for step in self.steps.read(everything):
+            if step.is_finite:
+                self.progress.skipped_in_a_row = 0
+            else:
+                self.progress.skipped += 1
+                self.progress.skipped_in_a_row += 1
+            self.steps_of_line.append(step)
+            self._show_progress(step)
+            if step.where["step"] % self.train.log_every == 0:
+                self._write_line()
+            if not step.is_finite:
+                self._report_skipped_step(step)
+
+    def _write_line(self) -> None:
+        self.reporter.metrics(self.steps_of_line[-1].where | self._metrics() | {"skipped": self.progress.skipped})
+        self.steps_of_line = []
+
+    def _metrics(self) -> dict:
+        """Those of the steps since the last line, with MFU where the device's peak is known."""
+        length, processes = self.data.sequence_length, self.accelerator.num_processes
+        metrics = summarise(self.steps_of_line, length)
+        rows = metrics["tokens_per_second"] / length / processes
+        flops = training_flops(self.model.config, rows, length, masks_per_row(length, self.train.mask_probability))
+        dtype = torch.bfloat16 if self.in_bf16 else torch.float32
+        mfu = utilisation(flops, seconds=1, device=self.accelerator.device, dtype=dtype)
+        return metrics if mfu is None else metrics | {"mfu": mfu}
+
+    def _report_skipped_step(self, step: Step) -> None:
         progress, limit = self.progress, self.train.max_skipped_steps
         self.reporter.say(
-            f"step {progress.step}: loss {step.loss}, gradient norm {step.gradient_norm}: the step is left out"
+            f"step {step.where['step']}: loss {step.loss}, gradient norm {step.gradient_norm}: the step is left out"
             f" ({progress.skipped_in_a_row} in a row, {progress.skipped} in all)"
         )
         if progress.skipped_in_a_row >= limit:
             good = find_checkpoint(self.output / "checkpoints")
             raise UserError(
                 f"the loss was not finite in {limit} steps in a row (train.max_skipped_steps), up to step"
-                f" {progress.step}; the last good checkpoint: {good or 'none, none had been written yet'}."
+                f" {step.where['step']}; the last good checkpoint: {good or 'none, none had been written yet'}."
                 " A lower train.lr may help."
             )
 
@@ -306,13 +333,15 @@ class Pretraining:
             "seconds": round(progress.seconds, 3),
         }
 
-    def _show_progress(self, loss: float, tokens_per_second: float) -> None:
-        share, elapsed = self.progress.share_of_budget(self.train), time.monotonic() - self.started
+    def _show_progress(self, step: Step) -> None:
+        share, metrics = self.progress.share_of_budget(self.train), self._metrics()
+        elapsed = time.monotonic() - self.started
         left = elapsed * (1 - share) / (share - self.share_before) if share > self.share_before else 0
         skipped = f" | {self.progress.skipped} steps left out" if self.progress.skipped else ""
+        mfu = f", {metrics['mfu']:.0%} MFU" if "mfu" in metrics else ""
         self.reporter.progress(
             share,
-            f"step {self.progress.step} | loss {loss:.3f} | {tokens_per_second:,.0f} tokens/s"
+            f"step {step.where['step']} | loss {step.loss:.3f} | {metrics['tokens_per_second']:,.0f} tokens/s{mfu}"
             f" | {duration(left)} left{skipped}",
         )
 
@@ -321,7 +350,7 @@ class Pretraining:
         self.reporter.say(
             f"{self.arguments.model.fff} encoder, {size / 1e6:.1f} million parameters, on {self.accelerator.device}"
             f" ({self.accelerator.num_processes} process{'es' if self.accelerator.num_processes > 1 else ''},"
-            f" {'bf16' if uses_bf16(self.train.precision, self.accelerator.device) else 'fp32'})\n"
+            f" {'bf16' if self.in_bf16 else 'fp32'})\n"
             f"{data.train.size / 1e6:.1f} million tokens of training data, {data.validation.size / 1e6:.2f} million of"
             f" validation; unigram entropy {data.unigram_entropy:.3f} nats"
         )
@@ -367,6 +396,7 @@ class Pretraining:
         self.saved_step = step
 
     def _stop(self, signal: int) -> None:
+        self._report_steps(everything=True)
         if self.saved_step != self.progress.step:
             self._save()
         command = "the same command" if self.arguments.resume == "auto" else "the same command with --resume auto"
@@ -404,31 +434,6 @@ class Pretraining:
             settings = _plain(self.arguments) | {"resume": "auto"}  # whoever uses this file again wants to go on
             text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
             write_atomically(self.output / "config.yaml", comment + text)
-
-
-class _Step(NamedTuple):
-    loss: float  # mean over the step's micro-batches
-    gradient_norm: float  # before clipping
-    lr: float
-    rows: int
-    seconds: float
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
-
-
-def _summarise_steps(steps: list[_Step], sequence_length: int) -> dict:
-    """The metrics of consecutive steps: means, and what the last one was made with."""
-    finite = [step.loss for step in steps if step.is_finite]
-    last = steps[-1]
-    return {
-        "loss": sum(finite) / len(finite) if finite else None,
-        "gradient_norm": last.gradient_norm if last.is_finite else None,
-        "lr": last.lr,
-        "batch_rows": last.rows,
-        "tokens_per_second": sequence_length * sum(s.rows for s in steps) / sum(s.seconds for s in steps),
-    }
 
 
 def _describe(evaluation: Evaluation, data: PackedData) -> str:

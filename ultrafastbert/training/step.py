@@ -1,7 +1,9 @@
-"""The parts of a training step, for every loop that makes one: what a model is trained with, the loss, the update."""
+"""The parts of a training step, for every loop that makes one: what a model is trained with, the loss, the update.
+
+On a GPU nothing here waits for it.
+"""
 
 import functools
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -39,6 +41,13 @@ def prepare_training(
     return wrapped_model, optimizer, autocast
 
 
+def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies from ordinary memory; from pinned memory where the host need not wait then."""
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
+
+
 def masked_loss(model: nn.Module, batch: MaskedBatch, autocast: Callable[[], AbstractContextManager]) -> torch.Tensor:
     """The mean cross-entropy at the masked positions, in nats."""
     with autocast():
@@ -51,15 +60,17 @@ def update(
     loss: torch.Tensor,
     max_grad_norm: float,
     accelerator: Accelerator,
-) -> tuple[float, float]:
+) -> torch.Tensor:
     """Clips the gradients, and makes a step with them if they and the loss are finite; then there are no gradients.
 
     Returns:
-        `loss`, averaged over the processes, and the norm of the gradients before they were clipped.
+        float32 `(2,)` on the model's device: `loss`, averaged over the processes, and the norm of the gradients before
+        they were clipped. If either is not finite, weights and optimiser are as they were.
     """
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm).item()
-    loss = accelerator.reduce(loss, "mean").item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        optimizer.step()
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    values = torch.stack([accelerator.reduce(loss, "mean").float(), norm.float()])
+    # A fused optimiser looks at this on the device, as it does for gradient scalers, where an `if` would wait.
+    optimizer.optimizer.found_inf = (~values.isfinite().all()).float()
+    optimizer.step()
     optimizer.zero_grad()
-    return loss, norm
+    return values

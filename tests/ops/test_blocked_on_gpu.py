@@ -1,0 +1,72 @@
+"""What only a GPU can show of the blocked evaluation: its kernel with empty and tiny groups, and that nothing waits.
+
+`scripts/measure_gpu.sh` runs this before it measures. Without such a GPU it is skipped.
+"""
+
+import pytest
+import torch
+from test_blocked import assert_agrees
+from test_ops import make
+
+import ultrafastbert
+from ultrafastbert import ops
+from ultrafastbert.ops import blocked
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(
+    not (torch.cuda.is_available() and blocked.has_kernel(torch.device(DEVICE), torch.bfloat16)),
+    reason="needs a GPU with a kernel for grouped products",
+)
+
+
+def place(arguments):
+    return [t if t is None else t.to(DEVICE) for t in arguments]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "tokens, hidden, trees, depth",
+    [(1, 32, 1, 8), (7, 64, 2, 9), (333, 768, 1, 11), (4097, 768, 1, 11), (50, 24, 3, 7)],
+)
+def test_agrees_with_few_tokens_and_many_groups(tokens, hidden, trees, depth, dtype):
+    assert_agrees(place(make((tokens,), hidden, trees, depth, dtype=dtype)))
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_agrees_with_all_tokens_in_one_group(direction):
+    x, weight_in, bias_in, weight_out = make((300,), 768, 1, 11, dtype=torch.bfloat16)
+    bias_in[:, :63] = 100 * direction
+    arguments = place([x, weight_in, bias_in, weight_out])
+    assert_agrees(arguments)
+    arguments = [t.requires_grad_() for t in arguments]
+    ops.fff(*arguments, backend="blocked").sum().backward()
+    path = ops.route(*arguments[:3], backend="blocked")[:, 0].unique()
+    untouched = torch.ones(4095, dtype=torch.bool, device=DEVICE).index_fill(0, path, False)
+    assert all(parameter.grad[0, untouched].eq(0).all() for parameter in arguments[1:])
+
+
+def test_no_groups_at_all():
+    arguments = [t.requires_grad_() for t in place(make((0,), 64, 1, 11, dtype=torch.bfloat16))]
+    ops.fff(*arguments, backend="blocked").sum().backward()
+    assert all(t.grad.eq(0).all() for t in arguments)
+
+
+def test_the_host_does_not_wait():
+    arguments = [t.requires_grad_() for t in place(make((500,), 64, 1, 11, dtype=torch.bfloat16))]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ops.fff(*arguments, backend="blocked").sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(t.grad.isfinite().all() for t in arguments)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_in_one_graph_it_is_the_same(mode):
+    layer = ultrafastbert.FFF(64, 11, backend="blocked").to(DEVICE, torch.bfloat16)
+    compiled = torch.compile(layer, fullgraph=True, mode=mode)
+    for seed in range(4):  # other values, other groups; from the third call on the graph is replayed
+        x = torch.randn(700, 64, generator=torch.Generator().manual_seed(seed)).to(DEVICE, torch.bfloat16)
+        expected, found = (torch.autograd.grad(f(x).square().sum(), layer.parameters()) for f in (layer, compiled))
+        for result, truth in zip(found, expected, strict=True):  # fused arithmetic rounds, and a few tokens turn
+            assert (result - truth).norm() <= 0.1 * truth.norm()

@@ -1,0 +1,191 @@
+"""What the trees of an encoder do with text: which leaf each token takes, how evenly leaves are used, and how hard the
+decisions are.
+
+What is notable:
+- everything is counted on the way of real tokens through the layers, by hooks; padding is left out;
+- how hard a decision is, is the entropy of sigmoid(z), z the logit by which its node decides: 0.69 nats (log 2) if it
+  could as well go the other way, 0 if it is certain. A node's entropy is the mean over the tokens that come to it. The
+  batch-mean entropy of arXiv 2308.14711, `SoftFFF.node_entropy`, is over all inputs, as training mixes all paths.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ultrafastbert.fff import FFF
+from ultrafastbert.regions import decision_logits, leaves
+from ultrafastbert.soft import SoftFFF, decision_entropy
+
+NEAR_ZERO = 0.1
+"""A decision is near zero if its pre-activation is less than this from 0: rounding or a small change may turn it."""
+NUMBERS = 2**24
+"""Of the weights on paths, how many are gathered at a time."""
+
+
+# counting
+
+
+def tree_layers(model: nn.Module) -> list[FFF | SoftFFF]:
+    """The layers of trees that have decisions to make, from the first to the last."""
+    return [module for module in model.modules() if isinstance(module, FFF | SoftFFF) and module.depth > 0]
+
+
+@contextmanager
+def watch(layers: list[nn.Module], see: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """While it is entered, calls `see(index, input)` before each forward pass of each layer."""
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, index=index: see(index, inputs[0]))
+        for index, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class LeafCounter:
+    """Counts, while it is entered, the tokens at each leaf of each layer of trees that is deeper than 0."""
+
+    def __init__(self, model: nn.Module):
+        self.layers = tree_layers(model)
+        device = next(model.parameters()).device
+        # per layer: (trees, leaves)
+        self.counts = [
+            torch.zeros(layer.trees, 2**layer.depth, dtype=torch.long, device=device) for layer in self.layers
+        ]
+
+    def __enter__(self):
+        self._watching = watch(self.layers, self._see)
+        self._watching.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self._watching.__exit__(*exception)
+
+    def _see(self, index: int, x: torch.Tensor) -> None:
+        self._count(index, leaves(self.layers[index], x).flatten(0, -2))
+
+    def _count(self, index: int, leaf: torch.Tensor) -> None:
+        self.counts[index].scatter_add_(1, leaf.T, torch.ones_like(leaf.T))
+
+    def usage(self) -> tuple[list[float], list[float]]:
+        """Per layer, averaged over its trees: the share of leaves used and the relative entropy of their use."""
+        pairs = [evenness(counts) for counts in self.counts]
+        return [used for used, _ in pairs], [entropy for _, entropy in pairs]
+
+
+def evenness(counts: torch.Tensor) -> tuple[float, float]:
+    """How evenly tokens are spread, `(trees, places)`, as means over trees: the share of places that have any, and the
+    entropy of their shares, relative to an even spread (0: all at one place, 1: even)."""
+    share = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    entropy = torch.special.entr(share).sum(dim=1).mean().item() / math.log(counts.shape[1])
+    return (counts > 0).double().mean().item(), entropy
+
+
+class TreeStatistics(LeafCounter):
+    """Counts besides, node by node, how hard decisions are, and leaf by leaf, which tokens come.
+
+    Attributes, a tensor per layer of trees:
+        counts: int64 `(trees, leaves)`, tokens at each leaf.
+        entropy_sums: float64 `(trees, nodes)`, summed entropies of the decisions taken at each node. [nats]
+        near_zero: int64 `(trees, nodes)`, how many of them were near zero.
+
+    Args:
+        encoder: takes `input_ids` and `attention_mask`.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__(encoder)
+        self.encoder = encoder
+        self.entropy_sums = [torch.zeros_like(counts[:, 1:], dtype=torch.float64) for counts in self.counts]
+        self.near_zero = [torch.zeros_like(counts[:, 1:]) for counts in self.counts]
+        self.vocab_size = encoder.get_input_embeddings().num_embeddings
+        self.token_counts = torch.zeros(self.vocab_size, dtype=torch.long)
+        self._pairs = [_PairCounter() for _ in self.layers]
+
+    @torch.no_grad()
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Sends texts through the encoder and counts what their real tokens do; both `(texts, tokens)`."""
+        self._real = attention_mask.flatten() != 0
+        self._tokens = input_ids.flatten()[self._real]
+        self.token_counts += self._tokens.bincount(minlength=self.vocab_size)
+        with self:
+            self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+
+    def _see(self, index: int, x: torch.Tensor) -> None:
+        layer, x = self.layers[index], x.flatten(0, -2)[self._real]
+        nodes = 2**layer.depth - 1
+        for some in torch.arange(len(x)).split(max(1, NUMBERS // (layer.trees * x.shape[-1]))):
+            path = layer.route(x[some])  # (tokens, trees, depth + 1)
+            leaf = path[..., -1] - nodes
+            self._count(index, leaf)
+            tree = torch.arange(layer.trees)
+            place = tree * 2**layer.depth + leaf  # (tokens, trees)
+            self._pairs[index].add(place * self.vocab_size + self._tokens[some, None])
+            logit = decision_logits(layer, x[some], path)
+            node = (tree[:, None] * nodes + path[..., :-1]).flatten()
+            self.entropy_sums[index].view(-1).index_add_(0, node, decision_entropy(logit).flatten().double())
+            self.near_zero[index].view(-1).index_add_(0, node, (logit.abs() < NEAR_ZERO).flatten().long())
+
+    def visits(self, index: int) -> list[torch.Tensor]:
+        """Of a layer, level by level from the root, the tokens at each node: int64 `(trees, 2^level)`."""
+        levels = [self.counts[index]]
+        while levels[0].shape[1] > 1:
+            levels.insert(0, levels[0].unflatten(1, (-1, 2)).sum(-1))
+        return levels
+
+    def tokens_at(self, index: int, tree: int, leaf: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token ids that came to a leaf of a layer, and how often each did, the most frequent first."""
+        first = (tree * self.counts[index].shape[1] + leaf) * self.vocab_size
+        pairs, counts = self._pairs[index].between(first, first + self.vocab_size)
+        order = counts.argsort(descending=True, stable=True)
+        return (pairs - first)[order], counts[order]
+
+
+class _PairCounter:
+    """Counts int64 keys, of which there may be more than memory has room for, but not more different ones."""
+
+    WAITING = 2**22
+
+    def __init__(self):
+        self.keys, self.counts = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        self._waiting: list[torch.Tensor] = []
+
+    def add(self, keys: torch.Tensor) -> None:
+        self._waiting.append(keys.flatten())
+        if sum(map(len, self._waiting)) > self.WAITING:
+            self._merge()
+
+    def between(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys in [first, end), in order, and their counts."""
+        self._merge()
+        some = slice(*torch.searchsorted(self.keys, torch.tensor([first, end])).tolist())
+        return self.keys[some], self.counts[some]
+
+    def _merge(self) -> None:
+        keys, counts = torch.cat(self._waiting or [self.keys[:0]]).unique(return_counts=True)
+        self.keys, place = torch.cat([self.keys, keys]).unique(return_inverse=True)
+        self.counts = torch.zeros_like(self.keys).index_add_(0, place, torch.cat([self.counts, counts]))
+        self._waiting = []
+
+
+@torch.no_grad()
+def leaves_of_tokens(model: nn.Module, **inputs) -> list[torch.Tensor]:
+    """The leaf of every token in each layer of trees: int64 `(texts, tokens, trees)` a layer.
+
+    Args:
+        model: an encoder, or one with a head.
+        inputs: as the tokenizer gives them, with tensors `(texts, tokens)`. Padding gets leaves too.
+    """
+    layers, found = tree_layers(model), {}
+
+    def see(index, x):
+        found[index] = leaves(layers[index], x)
+
+    with watch(layers, see):
+        model(**inputs)
+    return [found[index] for index in range(len(layers))]
