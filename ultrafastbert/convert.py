@@ -28,6 +28,7 @@ from .modeling_ultrafastbert import (
     UltraFastBertForSequenceClassification,
     UltraFastBertPreTrainedModel,
 )
+from .settings import flatten
 
 State = dict[str, torch.Tensor]
 
@@ -246,7 +247,7 @@ def _model_class(original: dict[str, Any]) -> type[UltraFastBertPreTrainedModel]
 def _config_from_original(
     original: dict[str, Any], model_class: type[UltraFastBertPreTrainedModel], state: State
 ) -> UltraFastBertConfig:
-    options = _flatten(original["arch"])
+    options = flatten(original["arch"])
     feedforward = options.setdefault("intermed_type", "ff")  # the original's own default
     carried = CARRIED | _one_of(FEEDFORWARD, "arch.intermed_type", feedforward)
     required = REQUIRED | (REQUIRED_FOR_MASKED_LM if model_class is UltraFastBertForMaskedLM else {})
@@ -318,14 +319,6 @@ def _one_of(table: dict[str, Any], name: str, value: Any) -> Any:
     if not isinstance(value, str) or value not in table:
         raise ConversionError(f"{name} is {value!r}; only {' and '.join(map(repr, table))} can be converted")
     return table[value]
-
-
-def _flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat = {}
-    for name, value in options.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _unflatten(options: dict[str, Any]) -> dict[str, Any]:

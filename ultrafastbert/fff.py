@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from . import ops
+from .blocks import check_whole
 
 MAX_DEPTH = 30  # 2^31 - 1 neurons
 
@@ -33,14 +34,9 @@ class FFF(nn.Module):
 
     def __init__(self, hidden_size: int, depth: int, trees: int = 1, bias: bool = True, backend: str | None = None):
         super().__init__()
-        for name, size, least, most in (
-            ("hidden_size", hidden_size, 1, None),
-            ("depth", depth, 0, MAX_DEPTH),
-            ("trees", trees, 1, None),
-        ):
-            if not isinstance(size, int) or size < least or (most is not None and size > most):
-                limits = f"at least {least}" if most is None else f"from {least} to {most}"
-                raise ValueError(f"{name} is {size}; it should be a whole number, {limits}")
+        check_whole("hidden_size", hidden_size, 1)
+        check_whole("depth", depth, 0, MAX_DEPTH)
+        check_whole("trees", trees, 1)
         if backend is not None and backend not in ops.BACKENDS:
             raise ValueError(f"backend is {backend!r}; it should be None or one of {', '.join(ops.BACKENDS)}")
         self.hidden_size, self.depth, self.trees, self.backend = hidden_size, depth, trees, backend

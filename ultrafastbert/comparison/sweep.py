@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ultrafastbert.errors import Interrupted, UserError
 from ultrafastbert.files import write_atomically
+from ultrafastbert.settings import flatten
 from ultrafastbert.timing import device_name
 from ultrafastbert.training.interrupt import Interrupt
 
@@ -73,12 +74,12 @@ def read_result(path: Path, settings: dict) -> dict | None:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        before = _flatten(result["settings"])
+        before = flatten(result["settings"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the result of a run: {error!r}; remove it to make that run again") from None
-    now = _flatten(settings)
+    now = flatten(settings)
     changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changed:
         what = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
@@ -106,14 +107,6 @@ def environment(device: str) -> dict[str, str]:
 
 def _settings(run: Run, dataset: str, fingerprint: str, device: str) -> dict:
     return {"dataset": dataset, "dataset_fingerprint": fingerprint, "device": device} | run.settings
-
-
-def _flatten(settings: dict, prefix: str = "") -> dict:
-    """Nested settings by dotted names: {"layer": {"width": 16}} -> {"layer.width": 16}."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _check(interrupt: Interrupt, bar: tqdm, output: Path) -> None:

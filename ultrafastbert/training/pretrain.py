@@ -35,6 +35,7 @@ from ultrafastbert.errors import Interrupted, UserError
 from ultrafastbert.files import write_atomically
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.peaks import training_flops, utilisation
+from ultrafastbert.settings import flatten
 
 from .arguments import PretrainArguments
 from .checkpoints import (
@@ -156,7 +157,7 @@ class Pretraining:
         """Trains until the budget is spent; see `pretrain`."""
         final = self.output / "final"
         self._write_config()
-        settings = _flatten(_plain(self.arguments))
+        settings = flatten(_plain(self.arguments))
         plain = {
             name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()
         }
@@ -482,7 +483,7 @@ def _compare_settings(
     checkpoint: Path, content: dict, arguments: PretrainArguments, data: PackedData, talk: bool
 ) -> None:
     """Refuses to go on with another model, other data or another seed; says what else has changed."""
-    before, now = _flatten(content["arguments"]), _flatten(_plain(arguments))
+    before, now = flatten(content["arguments"]), flatten(_plain(arguments))
     changed = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
     fixed = {"data.fingerprint": (content["data_fingerprint"], data.fingerprint)}
     fixed |= {name: pair for name, pair in changed.items() if name.startswith("model.") or name == "seed"}
@@ -508,11 +509,3 @@ def _step_of_final(final: Path) -> int | None:
 def _plain(arguments: PretrainArguments) -> dict:
     """The arguments as JSON and YAML have them: lists for tuples."""
     return json.loads(json.dumps(arguments.to_dict()))
-
-
-def _flatten(settings: dict, prefix: str = "") -> dict:
-    """{"train": {"lr": 1}} becomes {"train.lr": 1}."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
