@@ -10,7 +10,7 @@ out=${1:-out/gpu}
 layer() {
   local name=$1
   shift
-  [ -e "$out/$name/layer.json" ] || python scripts/benchmark_layer.py --device cuda --output_dir "$out/$name" "$@"
+  [ -e "$out/$name/layer.json" ] || python -m ultrafastbert benchmark layer --device cuda --output_dir "$out/$name" "$@"
 }
 
 python -m pytest -q -o addopts= tests/ops/test_blocked_on_gpu.py  # what is wrong is not worth measuring
@@ -21,7 +21,7 @@ one=(--sizes '[1x11]' --depths '[]')
 layer forward "${wide[@]}"                   # A
 layer backward "${wide[@]}" --backward true  # B
 [ -e "$out/training/training.json" ] ||      # C
-  python scripts/benchmark_training.py --device cuda --output_dir "$out/training"
+  python -m ultrafastbert benchmark training --device cuda --output_dir "$out/training"
 
 layer one-path "${one[@]}" --tokens '[65536]' --one_path true
 layer one-path-backward "${one[@]}" --tokens '[65536]' --one_path true --backward true

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from ultrafastbert.cli import run_command
-from ultrafastbert.data.arguments import DataArguments
-from ultrafastbert.fff import FFF
-from ultrafastbert.training.arguments import ModelArguments, PretrainArguments, TrainArguments
-from ultrafastbert.training.pretrain import pretrain
-from ultrafastbert.training.report import read_metrics
+from ultrafastbert.layers.fff import FFF
+from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments
+from ultrafastbert.pretraining.data.arguments import DataArguments
+from ultrafastbert.pretraining.trainer import pretrain
+from ultrafastbert.runs.reporter import read_metrics
 
 # name: standard deviations of the input weights and the output weights, from width and neurons a token uses
 NORMAL = {

@@ -15,11 +15,12 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .baselines import FeedForward, MixtureOfExperts
-from .configuration_ultrafastbert import UltraFastBertConfig
-from .fff import FFF
-from .inference import optimize_for_inference
-from .modeling_ultrafastbert import (
+from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
+from ultrafastbert.inference.optimize import optimize_for_inference
+from ultrafastbert.layers.baselines import FeedForward, MixtureOfExperts
+from ultrafastbert.layers.fff import FFF
+from ultrafastbert.layers.soft import SoftFFF
+from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForMaskedLM,
     UltraFastBertForMultipleChoice,
     UltraFastBertForQuestionAnswering,
@@ -28,7 +29,8 @@ from .modeling_ultrafastbert import (
     UltraFastBertModel,
     UltraFastBertPreTrainedModel,
 )
-from .soft import SoftFFF
+
+__version__ = "0.2.0"
 
 # exist_ok: a notebook may reload the package.
 AutoConfig.register(UltraFastBertConfig.model_type, UltraFastBertConfig, exist_ok=True)

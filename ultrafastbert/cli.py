@@ -1,36 +1,158 @@
-"""Command lines from dataclasses: fields become options, their docstrings become `--help`, YAML files become both."""
+"""The command line: `ultrafastbert COMMAND`, which `python -m ultrafastbert COMMAND` is too.
 
+A command is a function of one dataclass. The fields of the dataclass become options and their docstrings the
+`--help`; a YAML file given by `--config` has the same names. Only the command that is asked for is imported.
+"""
+
+import functools
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
 
-from .errors import Interrupted, UserError
+import ultrafastbert
+from ultrafastbert.utils.errors import Interrupted, UserError
+from ultrafastbert.utils.settings import current_name, rename
 
 
-def run_command(
-    function: Callable[[Any], Any], arguments_class: type, description: str, defaults: Path | None = None
-) -> None:
-    """Calls `function` with an `arguments_class` made from the command line; the whole of a script's main.
+class Command(NamedTuple):
+    """A command of the program.
 
-    Options come from `--config FILE.yaml` and from the command line, such as `--train.lr 1e-3`; later ones win.
+    Attributes:
+        summary: one line for `--help`.
+        function: `module:name`, called with the options; below `ultrafastbert.`.
+        arguments: `module:name` of the dataclass of options.
+    """
+
+    summary: str
+    function: str
+    arguments: str
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "Pretrain an encoder by masked-language modelling, from text to a model.",
+        "pretraining.trainer:pretrain",
+        "pretraining.arguments:PretrainArguments",
+    ),
+    "finetune": Command(
+        "Fine-tune and evaluate a model on GLUE or on your own data.",
+        "finetuning.sweep:finetune_all",
+        "finetuning.arguments:FinetuneArguments",
+    ),
+    "prepare-data": Command(
+        "Prepare text for pretraining: train a tokenizer and pack token sequences.",
+        "commands.prepare_data:prepare_data",
+        "pretraining.data.arguments:DataArguments",
+    ),
+    "fill-mask": Command(
+        "Fill the mask in sentences.", "commands.fill_mask:fill_mask", "commands.fill_mask:FillMaskArguments"
+    ),
+    "inspect": Command(
+        "Show what the trees of an encoder do with text.",
+        "commands.inspect:inspect",
+        "commands.inspect:InspectArguments",
+    ),
+    "convert": Command(
+        "Convert a checkpoint of the original UltraFastBERT code, or convert one back.",
+        "commands.convert:convert",
+        "commands.convert:ConvertArguments",
+    ),
+    "compare": Command(
+        "Compare trees with ordinary layers and mixtures of experts, as arXiv 2308.14711 does.",
+        "experiments.compare:compare",
+        "experiments.arguments:CompareArguments",
+    ),
+    "plot": Command(
+        "Plot several pretraining runs, or compare two results of fine-tuning.",
+        "commands.plot:plot",
+        "commands.plot:PlotArguments",
+    ),
+    "benchmark": Command(
+        "Measure speed on this machine: benchmark layer | encoder | training | soft.",
+        "",
+        "",
+    ),
+}
+
+BENCHMARKS = {
+    "layer": Command(
+        "Time the layer of trees against ordinary feedforward layers.",
+        "benchmarks.layer:benchmark",
+        "benchmarks.layer:LayerArguments",
+    ),
+    "encoder": Command(
+        "Time a whole encoder against BERT in PyTorch, ONNX Runtime and OpenVINO.",
+        "benchmarks.encoder:benchmark",
+        "benchmarks.encoder:EncoderArguments",
+    ),
+    "training": Command(
+        "Time whole training steps of encoders with trees and with ordinary layers.",
+        "benchmarks.training:benchmark",
+        "benchmarks.training:TrainingArguments",
+    ),
+    "soft": Command(
+        "Time SoftFFF against the layer of pip's fastfeedforward.",
+        "benchmarks.soft:benchmark",
+        "benchmarks.soft:SoftArguments",
+    ),
+}
+
+EXIT_CODES = """exit codes:
+  0    success
+  1    an error that the message explains: data, a checkpoint, a directory
+  2    a wrong option, here or in a YAML file
+  128+N  stopped by signal N, with all progress saved: 130 after Ctrl-C, 143 after SIGTERM"""
+
+
+def main(command: str | None = None, argv: list[str] | None = None) -> None:
+    """Runs a command.
 
     Args:
-        function: what the command does; a `UserError` that it raises becomes a message and its exit code.
-        arguments_class: a dataclass; nested dataclasses become sections. A ValueError of a `__post_init__` becomes a
-            message.
-        description: what `--help` shows above the options.
-        defaults: a YAML file whose options come before all others.
+        command: a key of `COMMANDS`; None takes the first word of the command line.
+        argv: the words after the command, by default those that the program was started with.
 
     Raises:
-        SystemExit: code 2 for an option that does not exist, here or in a YAML file, or a wrong value; the code
-            of a `UserError`; 130 after Ctrl-C.
+        SystemExit: with the codes of `EXIT_CODES`; returns normally on success.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts leave it to the system while they import
+    argv = sys.argv[1:] if argv is None else argv
+    if command is None:
+        command, argv = _choose(argv, COMMANDS, "ultrafastbert")
+    if command == "benchmark":
+        name, argv = _choose(argv, BENCHMARKS, "ultrafastbert benchmark")
+        run_command(BENCHMARKS[name], argv, f"ultrafastbert benchmark {name}")
+    else:
+        run_command(COMMANDS[command], argv, f"ultrafastbert {command}")
+
+
+def _choose(argv: list[str], commands: dict[str, Command], program: str) -> tuple[str, list[str]]:
+    """Splits the first word, a name in `commands`, from the others; answers --help and --version itself."""
+    width = max(map(len, commands))
+    usage = [f"usage: {program} COMMAND [OPTIONS]", "", "commands:"]
+    usage += [f"  {name:{width}}  {command.summary}" for name, command in commands.items()]
+    usage += ["", f"`{program} COMMAND --help` lists the options of a command.", "", EXIT_CODES]
+    if argv and argv[0] in commands:
+        return argv[0], argv[1:]
+    if argv and argv[0] == "--version":
+        print(f"ultrafastbert {ultrafastbert.__version__}")
+        sys.exit(0)
+    if argv and argv[0] in ("-h", "--help"):
+        print("\n".join([*ultrafastbert.__doc__.splitlines()[:1], "", *usage]))
+        sys.exit(0)
+    found = f"{argv[0]!r} is not a command" if argv else "a command is missing"
+    print("\n".join([*usage, "", f"error: {found}; it should be one of {', '.join(commands)}"]), file=sys.stderr)
+    sys.exit(2)
+
+
+def run_command(command: Command, argv: list[str], program: str) -> None:
+    """Parses the options of a command and calls its function; errors become messages and exit codes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # train_mlm.py ignores it while the package is imported
     try:
-        function(parse_arguments(arguments_class, description, defaults))
+        arguments = parse_arguments(_load(command.arguments), argv, program, command.summary)
+        _load(command.function)(arguments)
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # several processes are interrupted together
             print(error, file=sys.stderr)
@@ -41,30 +163,73 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parse_arguments(
-    arguments_class: type, description: str, defaults: Path | None = None, argv: list[str] | None = None
-) -> Any:
-    """An `arguments_class` made from `argv`, by default the program's own; see `run_command`."""
+def _load(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(f"ultrafastbert.{module}"), attribute)
+
+
+def parse_arguments(arguments_class: type, argv: list[str], program: str = "", summary: str = "") -> Any:
+    """An instance of `arguments_class`, a dataclass, from the words of a command line.
+
+    Options come from `--config FILE.yaml` and from the command line, such as `--train.lr 1e-3`; later ones override
+    earlier ones. Fields that are dataclasses become sections. A field whose metadata has `help` is added by hand: it
+    is a positional argument if it has no default, and takes as many words as its metadata's `nargs` says.
+
+    Args:
+        arguments_class: a ValueError of its `__post_init__` becomes a message.
+        argv: the words.
+        program: its name in messages.
+        summary: shown by `--help`.
+
+    Raises:
+        SystemExit: code 2 for an option that does not exist, here or in a YAML file, or a wrong value.
+        UserError: jsonargparse is not installed.
+    """
     try:
-        from jsonargparse import auto_cli, set_parsing_settings
+        from jsonargparse import ArgumentParser
     except ImportError:
         raise UserError("the command line needs jsonargparse: pip install 'jsonargparse[signatures]'") from None
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    try:
-        return auto_cli(
-            arguments_class,
-            args=argv,
-            as_positional=False,
-            return_instance=True,
-            allow_abbrev=False,
-            description=description,
-            default_config_files=[] if defaults is None else [str(defaults)],
-            config_help="A YAML file of options; what follows it on the command line overrides it.",
+    _set_up_jsonargparse()
+    parser = ArgumentParser(prog=program or None, description=summary, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file of options; later options override it.")
+    by_hand = [field for field in fields(arguments_class) if "help" in field.metadata]
+    for field in by_hand:
+        required = field.default is MISSING and field.default_factory is MISSING
+        options = {"nargs": field.metadata["nargs"]} if "nargs" in field.metadata else {}
+        if not required:  # such an option may be repeated
+            options |= {"action": "extend", "default": field.default_factory()}
+        parser.add_argument(
+            field.name if required else f"--{field.name}", type=str, help=field.metadata["help"], **options
         )
+    parser.add_class_arguments(arguments_class, None, skip={field.name for field in by_hand}, as_group=False)
+    try:
+        namespace = parser.instantiate(parser.parse_args([_with_current_name(word) for word in argv]))
+        return arguments_class(**{field.name: namespace[field.name] for field in fields(arguments_class)})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-    except TypeError as error:  # what becomes of "model:" with nothing below it
+    except TypeError as error:  # raised for "model:" with nothing below it
         print(f"error: a section of the YAML file is empty or not a table of options: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+@functools.cache
+def _set_up_jsonargparse() -> None:
+    """Docstrings of fields become help; YAML files may have options under an earlier name."""
+    import yaml
+    from jsonargparse import get_loader, set_loader, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: rename(load(text)), exceptions=(yaml.YAMLError,))
+
+
+def _with_current_name(word: str) -> str:
+    """`--train.eval_rows=8` -> `--train.eval_sequences=8`: options under an earlier name are accepted."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{current_name(name)}{equals}{value}"

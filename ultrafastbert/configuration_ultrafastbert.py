@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .fff import MAX_DEPTH
+from ultrafastbert.utils.sizes import MAX_DEPTH
 
 
 @strict

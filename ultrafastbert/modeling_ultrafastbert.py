@@ -34,8 +34,8 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_ultrafastbert import UltraFastBertConfig
-from .fff import FFF
+from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
+from ultrafastbert.layers.fff import FFF
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:

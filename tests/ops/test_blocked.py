@@ -3,10 +3,10 @@ shapes throughout."""
 
 import pytest
 import torch
-from test_ops import make
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ultrafastbert
+from tests.ops.test_ops import make
 from ultrafastbert import ops
 from ultrafastbert.ops import blocked
 

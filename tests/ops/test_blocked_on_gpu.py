@@ -5,10 +5,10 @@
 
 import pytest
 import torch
-from test_blocked import assert_agrees
-from test_ops import make
 
 import ultrafastbert
+from tests.ops.test_blocked import assert_agrees
+from tests.ops.test_ops import make
 from ultrafastbert import ops
 from ultrafastbert.ops import blocked
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ultrafastbert.ops import build, native
+from ultrafastbert.ops import native
+from ultrafastbert.ops.native import build
 
 pytestmark = pytest.mark.skipif(
     build._compiler() is None and not native.available(), reason="there is no C++ compiler"

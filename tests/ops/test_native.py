@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ops import make
 
 import ultrafastbert
+from tests.ops.test_ops import make
 from ultrafastbert import ops
-from ultrafastbert.ops import build, native
+from ultrafastbert.ops import native
+from ultrafastbert.ops.native import build
 
 pytestmark = pytest.mark.skipif(
     build._compiler() is None and not native.available(), reason="there is no C++ compiler"
@@ -253,7 +254,7 @@ def test_without_a_compiler_one_warning_and_gather(environment, compiler, words)
 
 @pytest.mark.slow
 def test_a_library_built_ahead_needs_no_compiler(environment):
-    command = [sys.executable, "-m", "ultrafastbert.ops.build"]
+    command = [sys.executable, "-m", "ultrafastbert.ops.native.build"]
     built = subprocess.run(command, env=environment(seconds=0), capture_output=True, text=True, check=True)
     library, flags = built.stdout.splitlines()
     assert Path(library).exists() and "-march=native" in flags and "Warning" not in built.stderr

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ultrafastbert.data.encoding import EncodedSplit, evaluation_batches
-from ultrafastbert.data.tasks import Split
-from ultrafastbert.errors import UserError
-from ultrafastbert.files import write_atomically
-
-from . import TreeStatistics, evenness, leaves_of_tokens
-from .sources import Encoder
+from ultrafastbert.finetuning.data.encoding import EncodedSplit, evaluation_batches
+from ultrafastbert.finetuning.data.tasks import Split
+from ultrafastbert.inspection.loading import Encoder
+from ultrafastbert.inspection.statistics import TreeStatistics, leaves_of_tokens
+from ultrafastbert.layers.usage import evenness
+from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import write_atomically
 
 ROWS = 16
 """Texts in a batch."""

@@ -11,7 +11,7 @@ import os
 
 import torch
 
-from . import blocked, dense, gather, native, reference
+from ultrafastbert.ops import blocked, dense, gather, native, reference
 
 BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native, "blocked": blocked}
 
@@ -43,7 +43,7 @@ def fff(
     Raises:
         ValueError: a shape, device or backend name that does not fit; the message names the argument.
         TypeError: dtypes that differ or are not floating point.
-        ultrafastbert.ops.build.BuildError: `native` is asked for by name and cannot be built or loaded.
+        ultrafastbert.ops.native.build.BuildError: `native` is asked for by name and cannot be built or loaded.
 
     Source: arXiv 2311.10770, algorithm 1.
     """

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import gelu, grouped_mm
 
-from . import dense
+from ultrafastbert.ops import dense
 
 ALIGNMENT = 8  # rows of the operands of a grouped product are multiples of 16 bytes, so 8 numbers of bfloat16
 SORTING = 250  # what sorting the tokens and bringing them back costs, in columns: it pays from depth 7 on

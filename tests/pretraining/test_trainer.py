@@ -1,0 +1,432 @@
+"""Runs: they learn, they can be stopped at any moment and go on bit for bit, they say what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ultrafastbert.pretraining import trainer as pretrain_module
+from ultrafastbert.pretraining.flops import training_flops
+from ultrafastbert.pretraining.in_flight import Steps
+from ultrafastbert.pretraining.trainer import Pretraining, pretrain
+from ultrafastbert.runs.reporter import read_metrics
+from ultrafastbert.utils import hardware
+from ultrafastbert.utils.errors import Interrupted, UserError
+from ultrafastbert.utils.hardware import processor
+
+ROOT = Path(__file__).parents[2]
+
+
+def weights(final):
+    return load_file(Path(final) / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_a_run_learns_and_leaves_what_it_promises(make_arguments, tmp_path):
+    arguments = make_arguments(
+        max_steps=150, lr=1e-2, batch_ramp=0.3, log_every=10, eval_every=50, checkpoint_every=40
+    )
+    final = pretrain(arguments)
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    evaluations = [line for line in metrics if "validation_loss" in line]
+    steps = [line for line in metrics if "loss" in line]
+    assert [line["step"] for line in evaluations] == [50, 100, 150]
+    entropy = pretrain_module.prepare(arguments.data).unigram_entropy
+    assert evaluations[-1]["validation_loss"] < entropy - 0.7
+    assert evaluations[-1]["validation_accuracy"] > 0.15  # chance: 1/55
+    assert len(evaluations[-1]["leaf_entropy"]) == 2
+    assert steps[0]["batch_rows"] == 4 and steps[-1]["batch_rows"] == 16
+    assert max(line["lr"] for line in steps) == pytest.approx(1e-2, rel=0.2) and steps[-1]["lr"] < 1e-3
+    assert steps[-1]["share"] == 1 and steps[-1]["skipped"] == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-120", "step-150"]
+    assert (tmp_path / "run" / "plots" / "loss.png").exists()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in final.iterdir()}
+
+
+def test_the_written_config_repeats_the_run(make_arguments, tmp_path):
+    first = pretrain(make_arguments())
+    config = tmp_path / "run" / "config.yaml"
+    assert "data:" in config.read_text() and "fingerprint of-the-tests" in config.read_text()
+    command = [
+        sys.executable,
+        str(ROOT / "train_mlm.py"),
+        "--config",
+        str(config),
+        "--output_dir",
+        str(tmp_path / "b"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same_weights(first, tmp_path / "b" / "final")
+
+
+def test_a_new_process_fills_masks_with_the_result(make_arguments):
+    final = pretrain(make_arguments())
+    code = (
+        "import sys, ultrafastbert\n"
+        "from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline\n"
+        "model = AutoModelForMaskedLM.from_pretrained(sys.argv[1])\n"
+        "assert type(model).__name__ == 'UltraFastBertForMaskedLM'\n"
+        "assert AutoTokenizer.from_pretrained(sys.argv[1]).mask_token == '[MASK]'\n"
+        "print(len(pipeline('fill-mask', sys.argv[1])('w1 w2 [MASK] w4')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(final)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "5"
+
+
+@pytest.fixture
+def heard():
+    """What a shell starts in the background has SIGINT ignored, and a run respects that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("fff", ["1x5", "dense-32"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(make_arguments, tmp_path, monkeypatch, fff, number):
+    expected = pretrain(make_arguments(fff=fff, output_dir=tmp_path / "whole"))
+
+    loss, calls = Pretraining._loss, []
+
+    def interrupt(self, place):  # in the middle of the accumulation of a step
+        calls.append(place)
+        if len(calls) == 14:
+            os.kill(os.getpid(), number)
+        return loss(self, place)
+
+    handler = signal.getsignal(number)
+    monkeypatch.setattr(Pretraining, "_loss", interrupt)
+    with pytest.raises(Interrupted, match="saved in .*step-") as stop:
+        pretrain(make_arguments(fff=fff))
+    assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handler
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "final").exists()
+    final = pretrain(make_arguments(fff=fff))
+    assert_same_weights(expected, final)
+    assert_same_metrics(tmp_path / "whole", tmp_path / "run")
+
+
+def assert_same_metrics(first, second):
+    def lines(run):
+        measured = ("seconds", "tokens_per_second", "loss")  # a mean over the steps since a run went on
+        return [
+            {name: value for name, value in line.items() if name not in measured}
+            for line in read_metrics(run / "metrics.jsonl")
+        ]
+
+    assert lines(first) == lines(second)
+
+
+def test_dropout_goes_on_bit_for_bit_too(make_arguments, tmp_path):
+    def arguments(**changes):
+        made = make_arguments(**changes)
+        made.model.dropout = 0.3
+        return made
+
+    expected = pretrain(arguments(output_dir=tmp_path / "whole"))
+    pretrain(arguments(output_dir=tmp_path / "part", checkpoint_every=5, keep_checkpoints=9))
+    final = pretrain(arguments(resume=str(tmp_path / "part" / "checkpoints" / "step-5")))
+    assert_same_weights(expected, final)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(make_arguments, tmp_path):
+    """SIGKILL at several moments, the writing of a checkpoint among them."""
+    expected = pretrain(make_arguments(output_dir=tmp_path / "whole", checkpoint_every=2))
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import os, signal, sys\n"
+        "from accelerate import Accelerator\n"
+        "from ultrafastbert.cli import main\n"
+        "from ultrafastbert.pretraining.trainer import Pretraining\n"
+        "kind, count = os.environ['KILL'].split(':')\n"
+        "owner, name = {'step': (Pretraining, '_launch_step'), 'save': (Accelerator, 'save_state')}[kind]\n"
+        "original, calls = getattr(owner, name), []\n"
+        "def wrapped(*arguments, **keywords):\n"
+        "    calls.append(1)\n"
+        "    result = original(*arguments, **keywords)\n"
+        "    if len(calls) == int(count):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return result\n"
+        "setattr(owner, name, wrapped)\n"
+        "main('pretrain')\n"
+    )
+    (tmp_path / "run").mkdir()
+    arguments = make_arguments(checkpoint_every=2).to_dict()
+    (tmp_path / "arguments.yaml").write_text(json.dumps(arguments))  # JSON is YAML
+    # killed before the first checkpoint, after a step, while writing a checkpoint (twice), while writing the last
+    for kill in ("step:1", "step:3", "save:1", "save:2", "save:4"):
+        environment = os.environ | {"KILL": kill}
+        command = [sys.executable, str(driver), "--config", str(tmp_path / "arguments.yaml")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "run" / "final").exists()
+    assert_same_weights(expected, pretrain(make_arguments(checkpoint_every=2)))
+    assert_same_metrics(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(make_arguments, tmp_path, capsys):
+    pretrain(make_arguments())
+    before = (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns
+    pretrain(make_arguments())
+    assert (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns == before
+    capsys.readouterr()
+    pretrain(make_arguments(max_steps=14))
+    said = capsys.readouterr().out
+    assert "changed since the checkpoint: train.max_steps was 12 and is 14" in said and "going on at step 12" in said
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 14
+
+
+def test_budgets_of_tokens_and_hours_end_a_run(make_arguments, tmp_path, monkeypatch):
+    pretrain(make_arguments(max_steps=None, max_tokens=5 * 16 * 32, batch_ramp=0, output_dir=tmp_path / "tokens"))
+    assert read_metrics(tmp_path / "tokens" / "metrics.jsonl")[-1]["step"] == 5
+
+    clock = iter(range(0, 10**6, 20))  # every look at the clock is 20 seconds later
+    monkeypatch.setattr(pretrain_module.time, "monotonic", lambda: next(clock))
+    pretrain(make_arguments(max_steps=None, budget_hours=0.2, output_dir=tmp_path / "hours"))
+    last = read_metrics(tmp_path / "hours" / "metrics.jsonl")[-1]
+    assert last["share"] == 1 and 720 <= last["seconds"] < 900
+
+
+def break_loss(monkeypatch, broken):
+    """The loss is infinite in the steps of `broken`."""
+    original = Pretraining._loss
+
+    def loss(self, place):
+        value = original(self, place)
+        return value * float("inf") if self.progress.step in broken else value
+
+    monkeypatch.setattr(Pretraining, "_loss", loss)
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(make_arguments, tmp_path, monkeypatch, capsys):
+    break_loss(monkeypatch, {3, 4, 9})
+    final = pretrain(make_arguments(log_every=1))
+    assert all(tensor.isfinite().all() for tensor in weights(final).values())
+    skipped = [line["skipped"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "skipped" in line]
+    assert skipped == [0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3, 3]
+    said = capsys.readouterr().out
+    assert "the step is left out (2 in a row, 2 in all)" in said and "3 steps left out" in said
+
+
+def test_a_loss_that_stays_infinite_stops_the_run_and_names_the_last_checkpoint(make_arguments, tmp_path, monkeypatch):
+    break_loss(monkeypatch, range(6, 99))
+    with pytest.raises(UserError, match=r"3 steps in a row .* last good checkpoint: .*checkpoints/step-(4|8)\."):
+        pretrain(make_arguments(max_skipped_steps=3))
+    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
+    assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
+
+
+def test_reading_steps_late_changes_nothing(make_arguments, tmp_path, monkeypatch, capsys):
+    """As on a GPU, where a step is read while the next one runs."""
+    break_loss(monkeypatch, {2, 3, 9})
+    pretrain(make_arguments(log_every=1, output_dir=tmp_path / "whole"))
+    monkeypatch.setattr(pretrain_module, "Steps", lambda at_most: Steps(at_most=1))
+    loss, calls = Pretraining._loss, []
+
+    def interrupt(self, place):
+        calls.append(place)
+        if len(calls) == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, place)
+
+    monkeypatch.setattr(Pretraining, "_loss", interrupt)
+    with pytest.raises(Interrupted):
+        pretrain(make_arguments(log_every=1))
+    monkeypatch.setattr(Pretraining, "_loss", loss)
+    capsys.readouterr()
+    final = pretrain(make_arguments(log_every=1))
+    assert_same_weights(tmp_path / "whole" / "final", final)
+    assert_same_metrics(tmp_path / "whole", tmp_path / "run")
+    assert "3 steps left out" in capsys.readouterr().out
+
+
+def test_mfu_is_reported_where_the_peak_is_known(make_arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "PEAKS", {processor(): hardware.Peak(1.0, {torch.float32: 1e9})})
+    pretrain(make_arguments())
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    config = pretrain_module.UltraFastBertConfig.from_pretrained(tmp_path / "run" / "final")
+    flops_a_token = training_flops(config, sequences=1, sequence_length=32, masked=8) / 32
+    for line in lines:
+        assert line["mfu"] == pytest.approx(flops_a_token * line["tokens_per_second"] / 1e9)
+    assert "% MFU" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(make_arguments, tmp_path, monkeypatch, capsys):
+    save = pretrain_module.Accelerator.save_state
+    failures = iter([True, False, False])
+
+    def save_state(self, directory):
+        if next(failures):
+            raise OSError(28, "No space left on device")
+        return save(self, directory)
+
+    monkeypatch.setattr(pretrain_module.Accelerator, "save_state", save_state)
+    pretrain(make_arguments())
+    said = capsys.readouterr().out
+    assert "warning: checkpoint" in said and "step-4 could not be written: [Errno 28]" in said
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-12", "step-8"]
+
+
+def test_trackers_get_settings_and_metrics(make_arguments, tmp_path):
+    pretrain(make_arguments(trackers=["tensorboard"]))
+    events = EventAccumulator(str(next((tmp_path / "run").rglob("events.out.tfevents.*")).parent)).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"loss", "validation_loss", "lr", "tokens_per_second", "leaf_entropy/layer_1"} <= set(tags)
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("name, message", [("wandb", "packages installed"), ("abacus", "abacus")])
+def test_trackers_that_cannot_be_used_are_refused(make_arguments, monkeypatch, name, message):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=message):
+        pretrain(make_arguments(trackers=[name]))
+
+
+def test_a_model_of_another_step_is_not_taken_for_the_result(make_arguments, tmp_path):
+    pretrain(make_arguments(keep_checkpoints=9))
+    step_8 = tmp_path / "run" / "checkpoints" / "step-8"
+    pretrain(make_arguments(resume=str(step_8), max_steps=8))
+    assert json.loads((tmp_path / "run" / "final" / "pretraining.json").read_text())["step"] == 8
+    assert_same_weights(step_8, tmp_path / "run" / "final")
+
+
+@pytest.mark.parametrize("resume", ["never", "checkpoints/step-4"])
+def test_nothing_is_moved_for_a_run_that_cannot_start(make_arguments, tmp_path, resume):
+    pretrain(make_arguments(keep_checkpoints=9))
+    before = sorted(path for path in (tmp_path / "run").rglob("*"))
+    arguments = make_arguments(resume=resume.replace("checkpoints", str(tmp_path / "run" / "checkpoints")))
+    arguments.model.num_attention_heads = 3
+    with pytest.raises(UserError):
+        pretrain(arguments)
+    assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_model_that_is_too_large_is_refused_before_it_is_made(make_arguments):
+    with pytest.raises(UserError, match="GB free"):
+        pretrain(make_arguments(fff="99x29"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"fff": "1x2"}, "model.fff was '2x3' and is '1x2'"), ({"seed": 1}, "seed was 0 and is 1")],
+)
+def test_another_run_is_not_gone_on_with(make_arguments, change, message):
+    pretrain(make_arguments())
+    with pytest.raises(UserError, match=message):
+        pretrain(make_arguments(**change))
+
+
+def test_sizes_that_do_not_fit_are_named(make_arguments):
+    arguments = make_arguments()
+    arguments.model.num_attention_heads = 3
+    with pytest.raises(UserError, match=r"hidden_size is 16; it should be a multiple of num_attention_heads \(3\)"):
+        pretrain(arguments)
+
+
+def test_other_data_is_not_gone_on_with(make_arguments, packed_directory, tmp_path):
+    pretrain(make_arguments())
+    arguments = make_arguments(max_steps=20)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in packed_directory.iterdir():
+        (other / path.name).symlink_to(path)
+    manifest = (packed_directory / "manifest.json").read_text()
+    (other / "manifest.json").unlink()
+    (other / "manifest.json").write_text(manifest.replace("of-the-tests", "another"))
+    arguments.data.source = str(other)
+    with pytest.raises(UserError, match="data.fingerprint was 'of-the-tests' and is 'another'"):
+        pretrain(arguments)
+
+
+def test_compiled_training_agrees_with_eager(make_arguments, tmp_path, monkeypatch):
+    model_compile = torch.nn.Module.compile
+    compiled = []
+
+    def compile(self, **options):
+        compiled.append(self)
+        model_compile(self, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    eager = weights(pretrain(make_arguments(output_dir=tmp_path / "eager", compile=False)))
+    graph = weights(pretrain(make_arguments(output_dir=tmp_path / "graph", compile=True)))
+    assert len(compiled) == 1 and eager.keys() == graph.keys()
+    for name, tensor in eager.items():
+        torch.testing.assert_close(graph[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_trains_in_bf16_and_keeps_float32_weights(make_arguments, tmp_path, monkeypatch):
+    seen, original = [], torch.nn.Linear.forward
+
+    def forward(self, x):
+        output = original(self, x)
+        seen.append(output.dtype)
+        return output
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    final = pretrain(make_arguments(precision="bf16", max_steps=2))
+    assert set(seen) == {torch.bfloat16}
+    assert all(tensor.dtype == torch.float32 for tensor in weights(final).values())
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(make_arguments, tmp_path):
+    """The same rows in the same steps, so the same weights up to the order of sums."""
+    whole = weights(pretrain(make_arguments(output_dir=tmp_path / "one", micro_batch_size=8, batch_ramp=0)))
+    arguments = make_arguments(output_dir=tmp_path / "two", batch_ramp=0).to_dict()
+    (tmp_path / "arguments.yaml").write_text(json.dumps(arguments))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(ROOT / "train_mlm.py"), "--config", str(tmp_path / "arguments.yaml")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
+    lines = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two")]
+    assert [line["tokens"] for line in lines[0]] == [line["tokens"] for line in lines[1]]
+    for name, tensor in weights(tmp_path / "two" / "final").items():
+        assert (tensor - whole[name]).abs().max() < 0.02, name
+
+
+def test_command_line_says_what_is_wrong_without_a_traceback(tmp_path):
+    def run(*argv):
+        command = [sys.executable, str(ROOT / "train_mlm.py"), "--train.max_steps", "2", *argv]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stderr
+
+    (tmp_path / "file").write_text("")
+    code, error = run("--output_dir", str(tmp_path / "file" / "run"))
+    assert code == 1 and "output_dir" in error and "file/run" in error
+    code, error = run("--output_dir", str(tmp_path / "run"), "--data.source", str(tmp_path / "missing.txt"))
+    assert code == 1 and "missing.txt" in error
+
+
+def test_terminating_the_command_leaves_with_its_own_code(make_arguments, tmp_path):
+    arguments = make_arguments(max_steps=100_000, checkpoint_every=100_000).to_dict()
+    (tmp_path / "arguments.yaml").write_text(json.dumps(arguments))
+    command = [sys.executable, str(ROOT / "train_mlm.py"), "--config", str(tmp_path / "arguments.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not read_metrics(metrics):  # it is in its loop
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped by signal 15" in error and "step-" in error
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1

@@ -1,0 +1,72 @@
+"""Metrics files that survive a kill, and plots."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from ultrafastbert.pretraining.curves import plot_runs
+from ultrafastbert.runs.reporter import Reporter, duration, read_metrics
+
+
+def write_metrics(directory, steps=(1, 2, 3)):
+    directory.mkdir(exist_ok=True)
+    lines = [
+        {"step": s, "tokens": 1000 * s, "loss": 3 / s, "tokens_per_second": 50.0, "validation_loss": 4 / s}
+        for s in steps
+    ]
+    lines[-1] |= {"loss": None, "leaf_entropy": [0.5, 0.7], "leaves_used": [0.9, 1.0]}
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+def test_going_on_removes_the_lines_of_steps_that_are_made_again(tmp_path):
+    path = write_metrics(tmp_path / "run") / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # what a kill leaves
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+    reporter = Reporter(path, step=2, accelerator=Accelerator(cpu=True))
+    reporter.metrics({"step": 3, "loss": 9.0})
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]  # on disk at once
+    reporter.close()
+    assert read_metrics(path)[-1] == {"step": 3, "loss": 9.0}
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, monkeypatch, capsys):
+    reporter = Reporter(tmp_path / "metrics.jsonl", step=0, accelerator=Accelerator(cpu=True))
+    reporter.metrics({"step": 1})
+    original = Path.open
+
+    def half_a_line(path, *arguments, **keywords):
+        with original(path, *arguments, **keywords) as file:
+            file.write('{"st')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", half_a_line)
+    reporter.metrics({"step": 2})
+    assert "metrics.jsonl could not be written: [Errno 28]" in capsys.readouterr().out
+    monkeypatch.undo()
+    reporter.metrics({"step": 3})
+    reporter.metrics({"step": 4})
+    reporter.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": step} for step in (1, 2, 3, 4)]
+
+
+def test_plots_are_pictures_of_all_runs(tmp_path):
+    runs = {"a": write_metrics(tmp_path / "a"), "b": write_metrics(tmp_path / "b")}
+    files = plot_runs(runs, tmp_path / "plots", unigram_entropy=3.0)
+    assert [file.name for file in files] == ["loss.png", "throughput.png", "leaves.png"]
+    for file in files:
+        signature, width, height = struct.unpack(">8s8xII", file.read_bytes()[:24])
+        assert signature == b"\x89PNG\r\n\x1a\n" and width > 500 and height > 300
+
+
+def test_a_run_without_metrics_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing/metrics.jsonl has no metrics"):
+        plot_runs({"a": tmp_path / "nothing"}, tmp_path)
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (4.6, 75, 3600, 90061)] == ["5s", "1m 15s", "1h 00m", "25h 01m"]

@@ -1,0 +1,43 @@
+"""`ultrafastbert fill-mask MODEL TEXT ...`."""
+
+from dataclasses import dataclass, field
+
+from transformers import pipeline
+from transformers.utils import logging
+
+from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.validation import POSITIVE, check_fields
+
+
+@dataclass
+class FillMaskArguments:
+    """Which model fills which masks."""
+
+    model: str = field(metadata={"help": "directory of a masked language model, or its name on the Hub"})
+    texts: list[str] = field(metadata={"help": "texts with one [MASK] each", "nargs": "+"})
+    top_k: int = 5
+    """Predictions to print for each text."""
+
+    def __post_init__(self):
+        check_fields(self, POSITIVE, "top_k")
+
+
+def fill_mask(arguments: FillMaskArguments) -> None:
+    """Prints the most probable tokens for the mask of each text.
+
+    Raises:
+        UserError: a model that cannot be loaded, or a text without exactly one mask.
+    """
+    logging.disable_progress_bar()
+    try:
+        fill = pipeline("fill-mask", arguments.model, top_k=arguments.top_k)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {arguments.model} cannot be loaded: {error}") from error
+    mask = fill.tokenizer.mask_token
+    for text in arguments.texts:
+        if text.count(mask) != 1:
+            raise UserError(f"text {text!r} has {text.count(mask)} masks; it should have one {mask}")
+    for text in arguments.texts:
+        print(text)
+        for prediction in fill(text):
+            print(f"  {prediction['score']:6.1%}  {prediction['token_str']}")

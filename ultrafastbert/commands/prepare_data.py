@@ -1,0 +1,18 @@
+"""`ultrafastbert prepare-data`."""
+
+import resource
+import sys
+
+from ultrafastbert.pretraining.data.arguments import DataArguments
+from ultrafastbert.pretraining.data.prepare import prepare
+
+
+def prepare_data(arguments: DataArguments) -> None:
+    """Prepares text for pretraining, and prints the directory of the prepared data."""
+    packed = prepare(arguments)
+    own, worker = (
+        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    workers = f", of the largest worker process {worker:,.0f} MiB" if worker else ""
+    print(f"Peak memory {own:,.0f} MiB{workers}", file=sys.stderr)
+    print(packed.directory)

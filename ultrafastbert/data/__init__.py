@@ -1,1 +1,0 @@
-"""From text to batches: sources, tokenizer, packed token files, masks."""

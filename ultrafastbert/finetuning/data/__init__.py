@@ -1,0 +1,1 @@
+"""GLUE and your own tables: reading, encoding, and the files of predictions."""

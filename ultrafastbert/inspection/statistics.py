@@ -1,0 +1,126 @@
+"""What the trees of an encoder do with text: which leaf each token takes, how evenly leaves are used, and how hard the
+decisions are.
+
+What is notable:
+- everything is counted on the way of real tokens through the layers, by hooks; padding is left out;
+- how hard a decision is, is the entropy of sigmoid(z), z the logit by which its node decides: 0.69 nats (log 2) if it
+  could as well go the other way, 0 if it is certain. A node's entropy is the mean over the tokens that come to it. The
+  batch-mean entropy of arXiv 2308.14711, `SoftFFF.node_entropy`, is over all inputs, as training mixes all paths.
+"""
+
+import torch
+from torch import nn
+
+from ultrafastbert.inspection.regions import decision_logits
+from ultrafastbert.layers.soft import decision_entropy
+from ultrafastbert.layers.usage import LeafCounter, leaves, observe_inputs, tree_layers
+
+NEAR_ZERO = 0.1
+"""A decision is near zero if its pre-activation is less than this from 0: rounding or a small change may turn it."""
+NUMBERS = 2**24
+"""Of the weights on paths, how many are gathered at a time."""
+
+
+class TreeStatistics(LeafCounter):
+    """Counts besides, node by node, how hard decisions are, and leaf by leaf, which tokens come.
+
+    Attributes, a tensor per layer of trees:
+        counts: int64 `(trees, leaves)`, tokens at each leaf.
+        entropy_sums: float64 `(trees, nodes)`, summed entropies of the decisions taken at each node. [nats]
+        near_zero: int64 `(trees, nodes)`, how many of them were near zero.
+
+    Args:
+        encoder: takes `input_ids` and `attention_mask`.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__(encoder)
+        self.encoder = encoder
+        self.entropy_sums = [torch.zeros_like(counts[:, 1:], dtype=torch.float64) for counts in self.counts]
+        self.near_zero = [torch.zeros_like(counts[:, 1:]) for counts in self.counts]
+        self.vocab_size = encoder.get_input_embeddings().num_embeddings
+        self.token_counts = torch.zeros(self.vocab_size, dtype=torch.long)
+        self._pairs = [_PairCounter() for _ in self.layers]
+
+    @torch.no_grad()
+    def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """Sends texts through the encoder and counts what their real tokens do; both `(texts, tokens)`."""
+        self._real = attention_mask.flatten() != 0
+        self._tokens = input_ids.flatten()[self._real]
+        self.token_counts += self._tokens.bincount(minlength=self.vocab_size)
+        with self:
+            self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+
+    def _observe(self, index: int, x: torch.Tensor) -> None:
+        layer, x = self.layers[index], x.flatten(0, -2)[self._real]
+        nodes = 2**layer.depth - 1
+        for some in torch.arange(len(x)).split(max(1, NUMBERS // (layer.trees * x.shape[-1]))):
+            path = layer.route(x[some])  # (tokens, trees, depth + 1)
+            leaf = path[..., -1] - nodes
+            self._count(index, leaf)
+            tree = torch.arange(layer.trees)
+            place = tree * 2**layer.depth + leaf  # (tokens, trees)
+            self._pairs[index].add(place * self.vocab_size + self._tokens[some, None])
+            logit = decision_logits(layer, x[some], path)
+            node = (tree[:, None] * nodes + path[..., :-1]).flatten()
+            self.entropy_sums[index].view(-1).index_add_(0, node, decision_entropy(logit).flatten().double())
+            self.near_zero[index].view(-1).index_add_(0, node, (logit.abs() < NEAR_ZERO).flatten().long())
+
+    def visits(self, index: int) -> list[torch.Tensor]:
+        """Of a layer, level by level from the root, the tokens at each node: int64 `(trees, 2^level)`."""
+        levels = [self.counts[index]]
+        while levels[0].shape[1] > 1:
+            levels.insert(0, levels[0].unflatten(1, (-1, 2)).sum(-1))
+        return levels
+
+    def tokens_at(self, index: int, tree: int, leaf: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token ids that came to a leaf of a layer, and how often each did, the most frequent first."""
+        first = (tree * self.counts[index].shape[1] + leaf) * self.vocab_size
+        pairs, counts = self._pairs[index].between(first, first + self.vocab_size)
+        order = counts.argsort(descending=True, stable=True)
+        return (pairs - first)[order], counts[order]
+
+
+class _PairCounter:
+    """Counts int64 keys, of which there may be more than memory has room for, but not more different ones."""
+
+    WAITING = 2**22
+
+    def __init__(self):
+        self.keys, self.counts = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        self._waiting: list[torch.Tensor] = []
+
+    def add(self, keys: torch.Tensor) -> None:
+        self._waiting.append(keys.flatten())
+        if sum(map(len, self._waiting)) > self.WAITING:
+            self._merge()
+
+    def between(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys in [first, end), in order, and their counts."""
+        self._merge()
+        some = slice(*torch.searchsorted(self.keys, torch.tensor([first, end])).tolist())
+        return self.keys[some], self.counts[some]
+
+    def _merge(self) -> None:
+        keys, counts = torch.cat(self._waiting or [self.keys[:0]]).unique(return_counts=True)
+        self.keys, place = torch.cat([self.keys, keys]).unique(return_inverse=True)
+        self.counts = torch.zeros_like(self.keys).index_add_(0, place, torch.cat([self.counts, counts]))
+        self._waiting = []
+
+
+@torch.no_grad()
+def leaves_of_tokens(model: nn.Module, **inputs) -> list[torch.Tensor]:
+    """The leaf of every token in each layer of trees: int64 `(texts, tokens, trees)` a layer.
+
+    Args:
+        model: an encoder, or one with a head.
+        inputs: as the tokenizer gives them, with tensors `(texts, tokens)`. Padding gets leaves too.
+    """
+    layers, found = tree_layers(model), {}
+
+    def see(index, x):
+        found[index] = leaves(layers[index], x)
+
+    with observe_inputs(layers, see):
+        model(**inputs)
+    return [found[index] for index in range(len(layers))]

@@ -1,0 +1,1 @@
+"""Layers as modules: fast feedforward trees, soft trees, and the layers that they are compared with."""

@@ -1,0 +1,166 @@
+"""What fast feedforward trees are compared with: an ordinary feedforward layer and a mixture of experts.
+
+They have the interface of `SoftFFF`: sizes, widths, and `auxiliary_loss`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, softplus
+
+from ultrafastbert.layers.blocks import BlockLayer, grouped_feedforward, init_blocks
+from ultrafastbert.utils.validation import NOT_NEGATIVE, check, integer
+
+LEAST_NOISE = 1e-6
+"""Standard deviation below which a gate's noise does not go, so that the probability in the load loss is defined."""
+
+
+class FeedForward(BlockLayer):
+    """Linear(input_size, width), activation, dropout, Linear(width, output_size).
+
+    Shapes: `(..., input_size)` -> `(..., output_size)`.
+
+    Raises:
+        ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        width: int,
+        output_size: int,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        dropout: float = 0.0,
+    ):
+        super().__init__(input_size, output_size, activation, dropout)
+        check("width", width, integer(1))
+        self.width = width
+        self.training_width = self.inference_width = self.training_size = self.inference_size = width
+        self.expand = nn.Linear(input_size, width)
+        self.contract = nn.Linear(width, output_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self.contract(self.activate(self.expand(self.tokens(x))))
+        return output.view(*x.shape[:-1], self.output_size)
+
+
+class MixtureOfExperts(BlockLayer):
+    """The sparsely gated mixture of experts: of `experts` small feedforward networks a token uses the k best.
+
+    A linear gate scores the experts; in training, noise whose deviation is learned is added to the scores. The softmax
+    over the k highest scores weighs the experts' outputs. Two losses keep experts from being left out: the squared
+    coefficients of variation of the experts' importance (the batch sum of their weights) and of their load (a smooth
+    estimate of how many tokens they get).
+
+    Args:
+        input_size, expert_size, output_size: an expert is Linear(input_size, expert_size), activation, dropout,
+            Linear(expert_size, output_size).
+        experts: how many there are.
+        k: how many a token uses, from 1 to `experts`. With 1 the weight is always 1, and the gate gets no gradient
+            from the output.
+        activation: a class of elementwise modules, or a function that makes one.
+        dropout: probability that a neuron of an expert is left out, in training.
+        importance, load: weights of the two losses in `auxiliary_loss`.
+
+    Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `gate_weight (experts, input_size)`,
+    `noise_weight (experts, input_size)`, `expert_weight_in (experts, expert_size, input_size)`,
+    `expert_bias_in (experts, expert_size)`, `expert_weight_out (experts, expert_size, output_size)`,
+    `expert_bias_out (experts, output_size)`. The sizes count a neuron for each expert's score.
+
+    Raises:
+        ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
+
+    Source: Shazeer et al. 2017, arXiv 1701.06538, equations 3 to 5 (gate), 6 and 7 (importance), 8 to 11 (load).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        expert_size: int,
+        output_size: int,
+        experts: int,
+        k: int = 2,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        dropout: float = 0.0,
+        importance: float = 0.1,
+        load: float = 0.1,
+    ):
+        super().__init__(input_size, output_size, activation, dropout)
+        check("expert_size", expert_size, integer(1))
+        check("experts", experts, integer(1))
+        check("k", k, integer(1, experts))
+        for name, weight in (("importance", importance), ("load", load)):
+            check(name, weight, NOT_NEGATIVE)
+        self.expert_size, self.experts = expert_size, experts
+        self.k, self.importance, self.load = k, importance, load
+        self.gate_weight = nn.Parameter(torch.empty(experts, input_size))
+        self.noise_weight = nn.Parameter(torch.empty(experts, input_size))
+        self.expert_weight_in = nn.Parameter(torch.empty(experts, expert_size, input_size))
+        self.expert_bias_in = nn.Parameter(torch.empty(experts, expert_size))
+        self.expert_weight_out = nn.Parameter(torch.empty(experts, expert_size, output_size))
+        self.expert_bias_out = nn.Parameter(torch.empty(experts, output_size))
+        self.training_width, self.inference_width = experts * expert_size, k * expert_size
+        self.training_size, self.inference_size = self.training_width + experts, self.inference_width + experts
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Experts as `torch.nn.Linear` initialises its layers; the gate zero, so that noise alone spreads the tokens.
+
+        Source of the zeros: arXiv 1701.06538, appendix A.
+        """
+        init_blocks(*self._experts())
+        nn.init.zeros_(self.gate_weight)
+        nn.init.zeros_(self.noise_weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.tokens(x)
+        gates, chosen = self._gate(tokens)
+        outputs = grouped_feedforward(tokens, chosen, *self._experts(), self.activate)
+        output = (outputs * gates.unsqueeze(-1).to(outputs.dtype)).sum(1)
+        return output.view(*x.shape[:-1], self.output_size)
+
+    def extra_repr(self) -> str:
+        return (
+            f"input_size={self.input_size}, expert_size={self.expert_size}, output_size={self.output_size}, "
+            f"experts={self.experts}, k={self.k}, importance={self.importance}, load={self.load}"
+        )
+
+    def _experts(self):
+        return self.expert_weight_in, self.expert_bias_in, self.expert_weight_out, self.expert_bias_out
+
+    def _gate(self, x):
+        """Weights and numbers of the chosen experts, both `(tokens, k)`; in training, leaves the losses."""
+        clean = scores = _at_least_float32(linear(x, self.gate_weight))
+        if self.training:
+            noise = softplus(_at_least_float32(linear(x, self.noise_weight))).clamp(min=LEAST_NOISE)
+            scores = clean + torch.randn_like(clean) * noise
+        highest, ranking = scores.topk(min(self.k + 1, self.experts), dim=1)
+        gates, chosen = highest[:, : self.k].softmax(1), ranking[:, : self.k]
+        if self.training:
+            importance = torch.zeros_like(scores).scatter(1, chosen, gates).sum(0)
+            load = self._probability_chosen(clean, noise, scores, highest).sum(0)
+            variations = _squared_variation(importance), _squared_variation(load)
+            self.auxiliary_loss = self.importance * variations[0] + self.load * variations[1]
+        return gates, chosen
+
+    def _probability_chosen(self, clean, noise, scores, highest):
+        """For each token and expert, how probably it is chosen if its noise alone is drawn again: `(tokens, experts)`.
+
+        An expert is chosen if its score is above the k-th highest of the others: for a chosen one the (k+1)-th of
+        all, else the k-th of all.
+        """
+        if self.k == self.experts:
+            return torch.ones_like(clean)
+        k_th, next_one = highest[:, self.k - 1, None], highest[:, self.k, None]
+        threshold = torch.where(scores > next_one, next_one, k_th)
+        return torch.special.ndtr((clean - threshold) / noise)
+
+
+def _at_least_float32(scores):
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _squared_variation(values):
+    """The squared coefficient of variation, variance over squared mean, of `(experts,)`; 0 where all are zero."""
+    return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)

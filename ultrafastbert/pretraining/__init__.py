@@ -1,0 +1,1 @@
+"""Masked-language-model pretraining: arguments, trainer, schedule, evaluation and data."""

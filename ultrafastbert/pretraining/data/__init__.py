@@ -1,0 +1,1 @@
+"""From text to masked batches: sources, tokenizer, packed token files, masks."""

@@ -1,0 +1,376 @@
+"""Where text comes from: files, Hub data sets, docstrings.
+
+A source says what it is before it is read (`identity`, by which prepared data is found again), then yields
+its texts one by one. Notable:
+- A string that looks like a path is a path: it never reaches the Hub because a file is missing.
+- Broken input ends the preparation with an error that names file and line; nothing is skipped or repaired.
+"""
+
+import glob
+import gzip
+import io
+import json
+import lzma
+import platform
+import re
+import reprlib
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from ultrafastbert.pretraining.data.arguments import DataArguments
+from ultrafastbert.pretraining.data.docstrings import docstring_files, docstring_packages, read_docstrings
+from ultrafastbert.pretraining.data.packed import MANIFEST, DataError
+
+KINDS = (".txt", ".jsonl", ".parquet")
+COMPRESSIONS = (".gz", ".xz", ".zst")
+FILE_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+ROWS_AT_A_TIME = 256
+BYTES_AT_A_TIME = 1 << 20
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Source(Protocol):
+    """One source of text."""
+
+    name: str
+    """What a person calls it."""
+
+    size: int | None
+    """Bytes to read, None where that is not known beforehand."""
+
+    def identity(self) -> dict:
+        """What determines the texts, as JSON; read without reading them."""
+
+    def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        """Yields each text, and the bytes read since the one before. May keep files in the directory
+        `scratch`."""
+
+
+def find_sources(arguments: DataArguments) -> list[Source]:
+    """The sources that `arguments.source` names, in its order; the files of a glob are sorted.
+
+    Raises:
+        DataError: if a file does not exist or is of an unknown kind, a glob matches nothing, or a string can
+            be neither a path nor the name of a data set.
+    """
+    return [source for name in source_names(arguments) for source in _find(name, arguments)]
+
+
+def source_names(arguments: DataArguments) -> list[str]:
+    return [arguments.source] if isinstance(arguments.source, str) else arguments.source
+
+
+def _find(name: str, arguments: DataArguments) -> list[Source]:
+    if name == "docstrings":
+        return [Docstrings()]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [TextFile(path, arguments)]
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            raise DataError(f"source {name} is prepared data: it can only be the one and only source")
+        raise DataError(f"source {name} is a directory: name its files, for example with the glob {path / '*.txt'}")
+    if glob.has_magic(name):
+        paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        files = [TextFile(path, arguments) for path in paths if not path.is_dir()]
+        if not files:
+            raise DataError(f"source {name} matches no file")
+        return files
+    if path.exists():
+        raise DataError(f"source {name} is not a regular file")
+    looks_like_path = name.startswith(("/", "./", "../", "~")) or path.suffix in KINDS + COMPRESSIONS
+    if looks_like_path or not _HUB_NAME.fullmatch(name):
+        raise DataError(f"source {name} does not exist")
+    return [HubDataset(name, arguments)]
+
+
+@dataclass
+class Docstrings:
+    """Prose from the installed Python packages."""
+
+    name = "docstrings"
+
+    @property
+    def size(self) -> int:
+        return sum(file.stat().st_size for file in docstring_files())
+
+    def identity(self) -> dict:
+        return {"docstrings": docstring_packages(), "python": ".".join(platform.python_version_tuple()[:2])}
+
+    def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        return read_docstrings()
+
+
+@dataclass
+class HubDataset:
+    """One split of a data set on the Hugging Face Hub."""
+
+    name: str
+    arguments: DataArguments
+    size = None
+
+    def identity(self) -> dict:
+        arguments = self.arguments
+        return {
+            "hub": self.name,
+            "config": arguments.hub_config,
+            "split": arguments.hub_split,
+            "revision": arguments.hub_revision,
+        }
+
+    def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        column = self.arguments.text_column
+        row = 0
+        for batch in self._batches():
+            if column not in batch:
+                raise DataError(f"data set {self.name} has no column {column!r}, it has: {_listed(batch)}")
+            for text in batch[column]:
+                row += 1
+                _check_text(text, column, f"data set {self.name}, row {row}")
+                yield text, len(text)
+
+    def _batches(self) -> Iterator[dict[str, list]]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise DataError(f"reading {self.name} from the Hub needs `pip install datasets`") from error
+        arguments = self.arguments
+        try:
+            rows = datasets.load_dataset(
+                self.name,
+                arguments.hub_config,
+                split=arguments.hub_split,
+                revision=arguments.hub_revision,
+                streaming=arguments.streaming,
+            )
+            yield from rows.iter(batch_size=ROWS_AT_A_TIME)
+        except Exception as error:  # whatever the network, the Hub or a data set's files raise
+            raise DataError(
+                f"data set {self.name} could not be read from the Hugging Face Hub: {error or type(error).__name__} "
+                "(a local file is named by a path such as ./FILE.txt; without a network, use local files, "
+                "`docstrings`, or data prepared elsewhere)"
+            ) from error
+
+
+@dataclass
+class TextFile:
+    """A local file of texts: lines (.txt), a field of JSON objects (.jsonl), or a column (.parquet)."""
+
+    path: Path
+    arguments: DataArguments
+
+    def __post_init__(self):
+        name = Path(self.path.name.lower())
+        self.compression = name.suffix if name.suffix in COMPRESSIONS else ""
+        self.kind = Path(name.stem).suffix if self.compression else name.suffix
+        if self.kind not in KINDS:
+            raise DataError(
+                f"{self.path} is of an unknown kind: files should end in {', '.join(KINDS)}, "
+                f"then {', '.join(COMPRESSIONS)} or nothing"
+            )
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def identity(self) -> dict:
+        # Not a hash of the contents: that would read the whole text to find out that it need not be read.
+        status = self.path.stat()
+        return {"file": str(self.path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+    def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        if self.kind == ".parquet":
+            return self._parquet_texts(scratch)
+        if self.kind == ".jsonl":
+            return self._jsonl_texts()
+        return self._paragraphs() if self.arguments.sample_by == "paragraph" else self._txt_lines()
+
+    def _txt_lines(self) -> Iterator[tuple[str, int]]:
+        for _, line, size in self._lines():
+            yield line, size
+
+    def _paragraphs(self) -> Iterator[tuple[str, int]]:
+        lines: list[str] = []
+        total = 0
+        for _, line, size in self._lines():
+            total += size
+            if line.strip():
+                lines.append(line.strip())
+            elif lines:
+                yield " ".join(lines), total
+                lines, total = [], 0
+        if lines:
+            yield " ".join(lines), total
+
+    def _jsonl_texts(self) -> Iterator[tuple[str, int]]:
+        column = self.arguments.text_column
+        for number, line, size in self._lines():
+            if not line.strip():
+                continue
+            place = f"{self.path}, line {number}"
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError) as error:  # the latter: nested too deeply
+                raise DataError(f"{place} is not valid JSON: {error}") from error
+            if not isinstance(fields, dict):
+                raise DataError(f"{place} is not a JSON object but {type(fields).__name__}")
+            if column not in fields:
+                raise DataError(f"{place} has no field {column!r}, it has: {_listed(fields)}")
+            _check_text(fields[column], column, place)
+            yield fields[column], size
+
+    def _parquet_texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError as error:
+            raise DataError(f"reading {self.path} needs `pip install pyarrow`") from error
+        column = self.arguments.text_column
+        row = 0
+        with self._on_disk(scratch) as file:
+            try:
+                table = pq.ParquetFile(file)
+                if column not in table.schema_arrow.names:
+                    names = _listed(table.schema_arrow.names)
+                    raise DataError(f"{self.path} has no column {column!r}, it has: {names}")
+                size_of_row = self.size / max(table.metadata.num_rows, 1)
+                for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[column]):
+                    for text in batch.column(0).to_pylist():
+                        row += 1
+                        _check_text(text, column, f"{self.path}, row {row}")
+                        yield text, int(row * size_of_row) - int((row - 1) * size_of_row)
+            except (*FILE_ERRORS, pa.ArrowException) as error:
+                raise DataError(f"{self.path} is broken after row {row}: {_reason(error)}") from error
+
+    def _lines(self) -> Iterator[tuple[int, str, int]]:
+        """Yields number, text and size (bytes of the file, compressed ones included) of each line."""
+        number = position = 0
+        try:
+            with self.path.open("rb") as file, self._decompressed(file) as lines:
+                for number, line in enumerate(lines, 1):
+                    yield number, self._decoded(line, number), file.tell() - position
+                    position = file.tell()
+        except FILE_ERRORS as error:
+            raise DataError(f"{self.path} is broken after line {number}: {_reason(error)}") from error
+
+    def _decoded(self, line: bytes, number: int) -> str:
+        try:
+            return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.path}, line {number} is not UTF-8: byte 0x{line[error.start]:02x} "
+                f"at offset {error.start} of the line"
+            ) from error
+
+    def _decompressed(self, file: BinaryIO) -> BinaryIO:
+        if not self.compression:
+            return file
+        if not self.size:
+            raise DataError(f"{self.path} is broken: it is empty, a {self.compression} file never is")
+        if self.compression == ".gz":
+            return gzip.open(file)
+        if self.compression == ".xz":
+            return io.BufferedReader(_XzReader(file))
+        try:
+            import pyarrow as pa  # and not zstandard, which takes a file cut off in the middle for a whole one
+        except ImportError as error:
+            raise DataError(f"reading {self.path} needs `pip install pyarrow`") from error
+        return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
+
+    @contextmanager
+    def _on_disk(self, scratch: Path) -> Iterator[Path | BinaryIO]:
+        """The file, decompressed into `scratch` if it has to be: .parquet is read from its end.
+
+        Raises:
+            OSError: if `scratch` cannot be written. What is wrong with the file itself is a DataError.
+        """
+        if not self.compression:
+            yield self.path
+            return
+        with tempfile.TemporaryFile(dir=scratch) as whole:
+            for block in self._blocks():
+                whole.write(block)
+            whole.flush()  # here, where a full disk is not yet taken for a broken file
+            yield whole
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Yields the decompressed bytes."""
+        try:
+            with self.path.open("rb") as file, self._decompressed(file) as content:
+                while block := content.read(BYTES_AT_A_TIME):
+                    yield block
+        except FILE_ERRORS as error:
+            raise DataError(f"{self.path} is broken after row 0: {_reason(error)}") from error
+
+
+class _XzReader(io.RawIOBase):
+    """The decompressed bytes of an .xz file, all its streams and nothing but streams.
+
+    `lzma.open` ends without an error at the first bytes after a stream that do not start another one, and so
+    drops what follows padding or damage.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = b""
+        while not content:
+            compressed = b""
+            if self._stream.eof:
+                compressed = self._start_of_next_stream()
+                if not compressed:
+                    return 0
+                self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            elif self._stream.needs_input:
+                compressed = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not compressed:
+                    raise EOFError("the file ends in the middle of a compressed stream")
+            content = self._stream.decompress(compressed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _start_of_next_stream(self) -> bytes:
+        """The bytes at hand after the stream and its padding, none at the end of the file.
+
+        Padding is null bytes, four or a multiple, as streams are multiples of four bytes too (The .xz File
+        Format, section 2.2): so what follows is at a multiple of four.
+        """
+        start = self._stream.unused_data.lstrip(b"\0")
+        while not start and (block := self._file.read(io.DEFAULT_BUFFER_SIZE)):
+            start = block.lstrip(b"\0")
+        position = self._file.tell() - len(start)
+        if position % 4:
+            raise lzma.LZMAError(f"padding ends at byte {position}, which is not a multiple of 4")
+        return start
+
+
+def _check_text(text: object, column: str, place: str) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"{place}: {column!r} should be text, it is {_shown(text)}")
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else f"{type(value).__name__} {reprlib.repr(value):.50}"
+
+
+def _listed(names) -> str:
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,170 @@
+"""Checkpoints that are complete or not there.
+
+A checkpoint is a directory `step-N`. It is written under a name that starts with a dot, forced to disk, and renamed
+when all of it is there; `checkpoint.json`, written last, lists its files with their hashes, so that one that was
+damaged later is recognised and passed over. What is in it, besides that file, is what accelerate saves of the
+model, the optimiser and the random generators.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import beside, fsync
+
+MANIFEST = "checkpoint.json"
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, read or used; the message names it."""
+
+
+def write_directory(path: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
+    """Makes the directory `path` such that it is complete or not there; one of that name is replaced.
+
+    Args:
+        write: called with a directory to fill, in every process.
+
+    Raises:
+        whatever `write` raises, in all processes if it fails in one; what was written by then is removed.
+    """
+    aside, old = beside(path, "tmp"), beside(path, "old")
+
+    def begin() -> None:
+        _remove(aside)
+        aside.mkdir(parents=True)
+
+    def finish() -> None:
+        for file in aside.rglob("*"):
+            fsync(file)
+        if path.exists():
+            _remove(old)
+            path.rename(old)
+        aside.rename(path)
+        fsync(path.parent)
+        _remove(old)
+
+    try:
+        _in_all(accelerator, begin, accelerator.is_main_process)
+        _in_all(accelerator, lambda: write(aside))
+        _in_all(accelerator, finish, accelerator.is_main_process)
+    except BaseException:
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _in_all(accelerator: Accelerator, action: Callable[[], None], here: bool = True) -> None:
+    """Waits until all processes have acted (those where `here` is true); if one has failed, all fail."""
+    failure = None
+    try:
+        if here:
+            action()
+    except Exception as error:
+        failure = error
+    messages = [message for message in gather_object([failure and f"{failure}"]) if message is not None]
+    if failure is not None:
+        raise failure
+    if messages:
+        raise OSError(f"another process failed: {messages[0]}")
+
+
+def recover(directory: Path, names: list[str]) -> None:
+    """Ends what a killed run was writing: removes what is not complete, puts back what was not replaced."""
+    for name in names:
+        path = directory / name
+        _remove(beside(path, "tmp"))
+        if beside(path, "old").exists():
+            if path.exists():
+                _remove(beside(path, "old"))
+            else:
+                beside(path, "old").rename(path)
+
+
+def recover_checkpoints(directory: Path) -> None:
+    """`recover` for all checkpoints in a directory."""
+    matches = (re.fullmatch(r"\.(step-\d+)\.(tmp|old)", path.name) for path in directory.glob(".step-*"))
+    recover(directory, [match[1] for match in matches if match])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, content: dict, keep: int) -> Path:
+    """Writes `directory/step-N` in all processes and removes all but the newest `keep` checkpoints.
+
+    Args:
+        content: what `checkpoint.json` holds besides the list of files; JSON types.
+
+    Raises:
+        CheckpointError: the disk is full or the directory not writable; earlier checkpoints are untouched.
+    """
+    path = directory / f"step-{step}"
+
+    def write(aside: Path) -> None:
+        _in_all(accelerator, lambda: accelerator.save_state(str(aside)))
+        if accelerator.is_main_process:
+            files = {str(file.relative_to(aside)): _hash(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+            (aside / MANIFEST).write_text(json.dumps(content | {"files": files}, indent=2), encoding="utf-8")
+
+    try:
+        write_directory(path, write, accelerator)
+    except Exception as error:  # a full disk is an OSError, a RuntimeError of torch or an error of safetensors
+        raise CheckpointError(f"checkpoint {path} could not be written: {error}") from error
+    if accelerator.is_main_process:
+        for old in numbered_checkpoints(directory)[:-keep]:
+            shutil.rmtree(old)
+    return path
+
+
+def find_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint in `directory`; what is incomplete is named on the way."""
+    for path in reversed(numbered_checkpoints(directory)):
+        try:
+            read_checkpoint(path)
+            return path
+        except CheckpointError as error:
+            print(f"passed over: {error}")
+    return None
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of `checkpoint.json`, after comparing the files with their hashes.
+
+    Raises:
+        CheckpointError: a file is missing or not as it was written, or the manifest cannot be read.
+    """
+    try:
+        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        damaged = [name for name, expected in content["files"].items() if _hash(path / name) != expected]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path} is not complete: {error!r}") from error
+    if damaged:
+        raise CheckpointError(f"checkpoint {path} is damaged: {', '.join(damaged)} should be as its {MANIFEST} says")
+    return content
+
+
+def numbered_checkpoints(directory: Path) -> list[Path]:
+    """All `step-N` directories, oldest first, complete or not."""
+    paths = [path for path in directory.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
+    return sorted(paths, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

@@ -1,0 +1,28 @@
+"""AdamW with weight decay on the weights of products and embeddings, and on nothing else."""
+
+import torch
+from torch import nn
+
+from ultrafastbert.layers.fff import FFF
+
+
+def build_optimizer(
+    model: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over all parameters of `model`, fused: a pass over memory, and `step.update` needs its `found_inf`.
+
+    Norms, biases (a tree's `bias_in` too, although it is a matrix) and scales are not decayed.
+    """
+    decayed = {parameter for module in model.modules() for parameter in _decayed_parameters(module)}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def _decayed_parameters(module: nn.Module) -> list[nn.Parameter]:
+    if isinstance(module, FFF):
+        return [module.weight_in, module.weight_out]
+    return [module.weight] if isinstance(module, nn.Linear | nn.Embedding) else []

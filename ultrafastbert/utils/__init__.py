@@ -1,0 +1,1 @@
+"""Small helpers without knowledge of models: settings, validation, sizes, tables, figures, timing, files, errors."""

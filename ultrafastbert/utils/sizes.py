@@ -1,0 +1,76 @@
+"""Sizes of feedforward layers as people write them: `1x11` is one tree of depth 11, `dense-3072` an ordinary layer."""
+
+import re
+from typing import NamedTuple
+
+MAX_DEPTH = 30
+"""Of a tree, which then has 2^31 - 1 neurons."""
+
+
+class TreeSize(NamedTuple):
+    """Trees of a layer: `TREESxDEPTH`.
+
+    Attributes:
+        trees: evaluated in parallel, their outputs added.
+        depth: levels below the root.
+    """
+
+    trees: int
+    depth: int
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of a tree, each a neuron."""
+        return 2 ** (self.depth + 1) - 1
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of the layer."""
+        return self.trees * self.nodes
+
+    @property
+    def used(self) -> int:
+        """Neurons that a token uses."""
+        return self.trees * (self.depth + 1)
+
+    def __str__(self) -> str:
+        return f"{self.trees}x{self.depth}"
+
+    @classmethod
+    def parse(cls, text: str, name: str = "size") -> "TreeSize":
+        """Reads `TREESxDEPTH`.
+
+        Raises:
+            ValueError: another text, or a depth above `MAX_DEPTH`; the message names `name`.
+        """
+        match = re.fullmatch(r"([1-9]\d*)x(\d+)", text)
+        if match is None or int(match[2]) > MAX_DEPTH:
+            raise ValueError(f"{name} is {text!r}; it should be TREESxDEPTH, as in 1x11, depth at most {MAX_DEPTH}")
+        return cls(int(match[1]), int(match[2]))
+
+
+class DenseSize(NamedTuple):
+    """An ordinary feedforward layer, of which a token uses all neurons: `dense-NEURONS`."""
+
+    neurons: int
+
+    @property
+    def used(self) -> int:
+        """Neurons that a token uses."""
+        return self.neurons
+
+    def __str__(self) -> str:
+        return f"dense-{self.neurons}"
+
+
+def parse_size(text: str, name: str = "size") -> TreeSize | DenseSize:
+    """Reads `TREESxDEPTH` or `dense-NEURONS`.
+
+    Raises:
+        ValueError: another text; the message names `name`.
+    """
+    if match := re.fullmatch(r"dense-([1-9]\d*)", text):
+        return DenseSize(int(match[1]))
+    if "x" in text:
+        return TreeSize.parse(text, name)
+    raise ValueError(f"{name} is {text!r}; it should be TREESxDEPTH, as in 1x11, or dense-NEURONS, as in dense-3072")
