@@ -9,7 +9,6 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
@@ -119,13 +118,17 @@ def main(command: str | None = None, argv: list[str] | None = None) -> None:
         SystemExit: with the codes of `EXIT_CODES`; returns normally on success.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if command is None:
-        command, argv = _choose(argv, COMMANDS, "ultrafastbert")
-    if command == "benchmark":
-        name, argv = _choose(argv, BENCHMARKS, "ultrafastbert benchmark")
-        run_command(BENCHMARKS[name], argv, f"ultrafastbert benchmark {name}")
-    else:
-        run_command(COMMANDS[command], argv, f"ultrafastbert {command}")
+    try:
+        if command is None:
+            command, argv = _choose(argv, COMMANDS, "ultrafastbert")
+        if command == "benchmark":
+            name, argv = _choose(argv, BENCHMARKS, "ultrafastbert benchmark")
+            run_command(BENCHMARKS[name], argv, f"ultrafastbert benchmark {name}")
+        else:
+            run_command(COMMANDS[command], argv, f"ultrafastbert {command}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _choose(argv: list[str], commands: dict[str, Command], program: str) -> tuple[str, list[str]]:
@@ -140,7 +143,7 @@ def _choose(argv: list[str], commands: dict[str, Command], program: str) -> tupl
         print(f"ultrafastbert {ultrafastbert.__version__}")
         sys.exit(0)
     if argv and argv[0] in ("-h", "--help"):
-        print("\n".join([*ultrafastbert.__doc__.splitlines()[:1], "", *usage]))
+        print("\n".join(usage), flush=True)
         sys.exit(0)
     found = f"{argv[0]!r} is not a command" if argv else "a command is missing"
     print("\n".join([*usage, "", f"error: {found}; it should be one of {', '.join(commands)}"]), file=sys.stderr)
@@ -151,8 +154,8 @@ def run_command(command: Command, argv: list[str], program: str) -> None:
     """Parses the options of a command and calls its function; errors become messages and exit codes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # train_mlm.py ignores it while the package is imported
     try:
-        arguments = parse_arguments(_load(command.arguments), argv, program, command.summary)
-        _load(command.function)(arguments)
+        arguments_class, function = _load(command.arguments), _load(command.function)
+        function(parse_arguments(arguments_class, argv, program, command.summary))
     except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # several processes are interrupted together
             print(error, file=sys.stderr)
@@ -163,11 +166,9 @@ def run_command(command: Command, argv: list[str], program: str) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _load(name: str) -> Callable[..., Any]:
+def _load(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(f"ultrafastbert.{module}"), attribute)
 
@@ -176,8 +177,9 @@ def parse_arguments(arguments_class: type, argv: list[str], program: str = "", s
     """An instance of `arguments_class`, a dataclass, from the words of a command line.
 
     Options come from `--config FILE.yaml` and from the command line, such as `--train.lr 1e-3`; later ones override
-    earlier ones. Fields that are dataclasses become sections. A field whose metadata has `help` is added by hand: it
-    is a positional argument if it has no default, and takes as many words as its metadata's `nargs` says.
+    earlier ones. Fields that are dataclasses become sections. A field whose metadata has `help` is a positional
+    argument if it has no default, and an option that may be repeated otherwise; it takes as many words as the `nargs`
+    in its metadata says.
 
     Args:
         arguments_class: a ValueError of its `__post_init__` becomes a message.
@@ -198,13 +200,12 @@ def parse_arguments(arguments_class: type, argv: list[str], program: str = "", s
     parser.add_argument("--config", action="config", help="A YAML file of options; later options override it.")
     by_hand = [field for field in fields(arguments_class) if "help" in field.metadata]
     for field in by_hand:
-        required = field.default is MISSING and field.default_factory is MISSING
-        options = {"nargs": field.metadata["nargs"]} if "nargs" in field.metadata else {}
-        if not required:  # such an option may be repeated
-            options |= {"action": "extend", "default": field.default_factory()}
-        parser.add_argument(
-            field.name if required else f"--{field.name}", type=str, help=field.metadata["help"], **options
-        )
+        name, options = field.name, {"help": field.metadata["help"], "type": str}
+        if "nargs" in field.metadata:
+            options["nargs"] = field.metadata["nargs"]
+        if field.default_factory is not MISSING:  # such an option may be repeated
+            name, options = f"--{name}", options | {"action": "extend", "default": field.default_factory()}
+        parser.add_argument(name, **options)
     parser.add_class_arguments(arguments_class, None, skip={field.name for field in by_hand}, as_group=False)
     try:
         namespace = parser.instantiate(parser.parse_args([_with_current_name(word) for word in argv]))

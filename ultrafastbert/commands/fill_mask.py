@@ -33,7 +33,7 @@ def fill_mask(arguments: FillMaskArguments) -> None:
         fill = pipeline("fill-mask", arguments.model, top_k=arguments.top_k)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model {arguments.model} cannot be loaded: {error}") from error
-    mask = fill.tokenizer.mask_token
+    mask = str(getattr(fill.tokenizer, "mask_token", "[MASK]"))
     for text in arguments.texts:
         if text.count(mask) != 1:
             raise UserError(f"text {text!r} has {text.count(mask)} masks; it should have one {mask}")
