@@ -1,11 +1,11 @@
-"""What makes files survive a crash."""
+"""Writing files that are complete or absent after a crash."""
 
 import os
 from pathlib import Path
 
 
 def fsync(path: Path) -> None:
-    """Forces a file, or the names in a directory, to disk."""
+    """Flushes a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -14,7 +14,7 @@ def fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a file such that it is the old one or the new one, whatever happens in between; text is UTF-8."""
+    """Replaces a file atomically: after a crash it has the old content or the new one. Text is encoded as UTF-8."""
     aside = beside(path, "tmp")
     try:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -26,5 +26,5 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """The hidden name beside `path` under which it is written, or kept until it is replaced."""
+    """A hidden path in the same directory, for a file while it is written or replaced: `.NAME.SUFFIX`."""
     return path.with_name(f".{path.name}.{suffix}")

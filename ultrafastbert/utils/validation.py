@@ -59,7 +59,9 @@ def check(name: str, value: Any, rule: Rule, error: type[Exception] = ValueError
         raise error(f"{name} is {value!r}; it should be {rule.expected}")
 
 
-def check_fields(arguments: Any, rule: Rule, *names: str, section: str = "", error: type[Exception] = ValueError):
+def check_fields(
+    arguments: Any, rule: Rule, *names: str, section: str = "", error: type[Exception] = ValueError
+) -> None:
     """`check` for several attributes of `arguments`; those that are None, an option not given, are skipped.
 
     Args:
