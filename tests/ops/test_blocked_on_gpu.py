@@ -68,7 +68,6 @@ def test_compiled_in_one_graph_gives_the_same_gradients(mode):
     for seed in range(4):  # other values give other groups; the graph is replayed from the third call on
         x = torch.randn(700, 64, generator=torch.Generator().manual_seed(seed)).to(DEVICE, torch.bfloat16)
         expected, found = (torch.autograd.grad(f(x).square().sum(), layer.parameters()) for f in (layer, compiled))
-        for result, truth in zip(
-            found, expected, strict=True
-        ):  # fused arithmetic rounds differently, so a few tokens take other paths
+        # fused arithmetic rounds differently, so a few tokens take other paths
+        for result, truth in zip(found, expected, strict=True):
             assert (result - truth).norm() <= 0.1 * truth.norm()
