@@ -49,46 +49,34 @@ void check_arguments(const Tensor& x, const Tensor& weight_in, const std::option
   }
 }
 
-// Contiguous arguments and the pointers to their data.
-template <class T>
-struct Arguments {
-  Tensor x, weight_in, bias_in, weight_out;
-  Trees<T> trees;
-
-  Arguments(const Tensor& x_, const Tensor& weight_in_, const std::optional<Tensor>& bias_in_,
-            const Tensor& weight_out_)
-      : x(x_.contiguous()), weight_in(weight_in_.contiguous()), weight_out(weight_out_.contiguous()) {
-    if (bias_in_) bias_in = bias_in_->contiguous();
-    trees.trees = weight_in.size(0);
-    trees.nodes = weight_in.size(1);
-    trees.levels = levels_of(weight_in);
-    trees.hidden = weight_in.size(2);
-    trees.weight_in = weight_in.const_data_ptr<T>();
-    trees.bias_in = bias_in_ ? bias_in.const_data_ptr<T>() : nullptr;
-    trees.weight_out = weight_out.const_data_ptr<T>();
-  }
-
-  int64_t tokens() const { return x.numel() / trees.hidden; }
-
-  // Tokens per task: waking a thread pays from about ten microseconds of work on.
-  int64_t grain() const { return 1 + (1 << 18) / (trees.path() * trees.hidden); }
-};
+// Calls body(trees, rows, first, count) in parallel for ranges of tokens; `rows` are the rows of x from `first` on.
+template <class Body>
+void for_tokens(const Tensor& x_, const Tensor& weight_in_, const std::optional<Tensor>& bias_in_,
+                const Tensor& weight_out_, const Body& body) {
+  const Tensor x = x_.contiguous(), weight_in = weight_in_.contiguous(), weight_out = weight_out_.contiguous();
+  const Tensor bias_in = bias_in_ ? bias_in_->contiguous() : Tensor();
+  with_dtype(x, "x", [&](auto t) {
+    using T = decltype(t);
+    const T* bias_data = bias_in_ ? bias_in.const_data_ptr<T>() : nullptr;
+    const T *weight_in_data = weight_in.const_data_ptr<T>(), *weight_out_data = weight_out.const_data_ptr<T>();
+    const int64_t trees = weight_in.size(0), nodes = weight_in.size(1), hidden = weight_in.size(2);
+    const Trees<T> f = {trees, nodes, levels_of(weight_in), hidden, weight_in_data, bias_data, weight_out_data};
+    const T* x_data = x.const_data_ptr<T>();
+    // waking a thread pays from about ten microseconds of work on
+    at::parallel_for(0, x.numel() / hidden, 1 + (1 << 18) / (f.path() * hidden),
+                     [&](int64_t begin, int64_t end) { body(f, x_data + begin * hidden, begin, end - begin); });
+  });
+}
 
 Tensor fff_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<Tensor>& bias_in,
                const Tensor& weight_out) {
   check_arguments(x, weight_in, bias_in, weight_out);
   Tensor out = empty(x.sizes(), x.options());
-  with_dtype(x, "x", [&](auto t) {
-    using T = decltype(t);
-    Arguments<T> a(x, weight_in, bias_in, weight_out);
-    const T* x_data = a.x.template const_data_ptr<T>();
-    T* out_data = out.template mutable_data_ptr<T>();
-    at::parallel_for(0, a.tokens(), a.grain(), [&](int64_t begin, int64_t end) {
-      const int64_t count = end - begin, hidden = a.trees.hidden;
-      std::vector<int32_t> leaf(count * a.trees.trees);
-      std::vector<Accumulator<T>> pre_activation(count * a.trees.path());
-      forward(a.trees, x_data + begin * hidden, count, leaf.data(), pre_activation.data(), out_data + begin * hidden);
-    });
+  for_tokens(x, weight_in, bias_in, weight_out,
+             [&]<class T>(const Trees<T>& f, const T* rows, int64_t first, int64_t count) {
+    std::vector<int32_t> leaf(count * f.trees);
+    std::vector<Accumulator<T>> pre_activation(count * f.path());
+    forward(f, rows, count, leaf.data(), pre_activation.data(), out.mutable_data_ptr<T>() + first * f.hidden);
   });
   return out;
 }
@@ -97,46 +85,31 @@ std::tuple<Tensor, Tensor, Tensor> fff_with_path_cpu(const Tensor& x, const Tens
                                                      const std::optional<Tensor>& bias_in, const Tensor& weight_out) {
   check_arguments(x, weight_in, bias_in, weight_out);
   const int64_t tokens = x.numel() / x.size(-1), trees = weight_in.size(0);
-  const int64_t levels = levels_of(weight_in);
   Tensor out = empty(x.sizes(), x.options());
   Tensor leaf = empty({tokens, trees}, x.options().dtype(at::kInt));
-  Tensor pre_activation = empty({tokens, trees, levels}, x.options().dtype(accumulator_dtype(x)));
-  with_dtype(x, "x", [&](auto t) {
-    using T = decltype(t);
-    Arguments<T> a(x, weight_in, bias_in, weight_out);
-    const T* x_data = a.x.template const_data_ptr<T>();
-    T* out_data = out.template mutable_data_ptr<T>();
-    auto* leaf_data = leaf.mutable_data_ptr<int32_t>();
-    auto* z_data = pre_activation.template mutable_data_ptr<Accumulator<T>>();
-    at::parallel_for(0, tokens, a.grain(), [&](int64_t begin, int64_t end) {
-      forward(a.trees, x_data + begin * a.trees.hidden, end - begin, leaf_data + begin * trees,
-              z_data + begin * a.trees.path(), out_data + begin * a.trees.hidden);
-    });
+  Tensor pre_activation = empty({tokens, trees, levels_of(weight_in)}, x.options().dtype(accumulator_dtype(x)));
+  for_tokens(x, weight_in, bias_in, weight_out,
+             [&]<class T>(const Trees<T>& f, const T* rows, int64_t first, int64_t count) {
+    forward(f, rows, count, leaf.mutable_data_ptr<int32_t>() + first * trees,
+            pre_activation.mutable_data_ptr<Accumulator<T>>() + first * f.path(),
+            out.mutable_data_ptr<T>() + first * f.hidden);
   });
   return {out, leaf, pre_activation};
 }
 
 Tensor route_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<Tensor>& bias_in) {
   check_arguments(x, weight_in, bias_in, weight_in);
-  const int64_t tokens = x.numel() / x.size(-1), trees = weight_in.size(0);
-  const int64_t levels = levels_of(weight_in);
+  const int64_t tokens = x.numel() / x.size(-1), trees = weight_in.size(0), levels = levels_of(weight_in);
   Tensor path = empty({tokens, trees, levels}, x.options().dtype(at::kLong));
-  with_dtype(x, "x", [&](auto t) {
-    using T = decltype(t);
-    Arguments<T> a(x, weight_in, bias_in, weight_in);
-    const T* x_data = a.x.template const_data_ptr<T>();
-    auto* path_data = path.mutable_data_ptr<int64_t>();
-    at::parallel_for(0, tokens, a.grain(), [&](int64_t begin, int64_t end) {
-      const int64_t count = end - begin;
-      std::vector<int32_t> leaf(count * trees);
-      std::vector<Accumulator<T>> pre_activation(count * a.trees.path());
-      walk(a.trees, x_data + begin * a.trees.hidden, count, leaf.data(), pre_activation.data());
-      for (int64_t i = 0; i < count * trees; i++) {
-        for (int64_t level = 0; level < levels; level++) {
-          path_data[(begin * trees + i) * levels + level] = ancestor(leaf[i], level, levels);
-        }
-      }
-    });
+  for_tokens(x, weight_in, bias_in, weight_in,
+             [&]<class T>(const Trees<T>& f, const T* rows, int64_t first, int64_t count) {
+    std::vector<int32_t> leaf(count * trees);
+    std::vector<Accumulator<T>> pre_activation(count * f.path());
+    walk(f, rows, count, leaf.data(), pre_activation.data());
+    int64_t* to = path.mutable_data_ptr<int64_t>() + first * f.path();
+    for (int64_t node : leaf) {
+      for (int64_t level = 0; level < levels; level++) *to++ = ancestor(node, level, levels);
+    }
   });
   return path;
 }
@@ -149,30 +122,22 @@ void check_path(const Tensor& leaf, const Tensor& by_neuron, const Tensor& x, in
                     "; they should be (tokens, trees) and (tokens, trees, levels)");
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad_, const Tensor& weight_in,
+std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad, const Tensor& weight_in,
                                                        const Tensor& weight_out, const Tensor& leaf_,
                                                        const Tensor& pre_activation_) {
-  check_arguments(grad_, weight_in, std::nullopt, weight_out);
-  check_path(leaf_, pre_activation_, grad_, weight_in.size(0));
+  check_arguments(grad, weight_in, std::nullopt, weight_out);
+  check_path(leaf_, pre_activation_, grad, weight_in.size(0));
   const Tensor leaf = leaf_.contiguous(), pre_activation = pre_activation_.contiguous();
-  Tensor grad_x = empty(grad_.sizes(), grad_.options());
+  Tensor grad_x = empty(grad.sizes(), grad.options());
   Tensor grad_pre_activation = empty(pre_activation.sizes(), pre_activation.options());
   Tensor activation = empty(pre_activation.sizes(), pre_activation.options());
-  with_dtype(grad_, "x", [&](auto t) {
-    using T = decltype(t);
+  for_tokens(grad, weight_in, std::nullopt, weight_out,
+             [&]<class T>(const Trees<T>& f, const T* rows, int64_t first, int64_t count) {
     using A = Accumulator<T>;
-    Arguments<T> a(grad_, weight_in, std::nullopt, weight_out);
-    const int64_t hidden = a.trees.hidden, path = a.trees.path();
-    const T* grad = a.x.template const_data_ptr<T>();
-    const auto* leaf_data = leaf.const_data_ptr<int32_t>();
-    const A* z = pre_activation.template const_data_ptr<A>();
-    T* dx = grad_x.template mutable_data_ptr<T>();
-    A* dz = grad_pre_activation.template mutable_data_ptr<A>();
-    A* y = activation.template mutable_data_ptr<A>();
-    at::parallel_for(0, a.tokens(), a.grain(), [&](int64_t begin, int64_t end) {
-      backward_tokens(a.trees, grad + begin * hidden, end - begin, leaf_data + begin * a.trees.trees, z + begin * path,
-                      dx + begin * hidden, dz + begin * path, y + begin * path);
-    });
+    const int64_t neuron = first * f.path();
+    backward_tokens(f, rows, count, leaf.const_data_ptr<int32_t>() + first * f.trees,
+                    pre_activation.const_data_ptr<A>() + neuron, grad_x.mutable_data_ptr<T>() + first * f.hidden,
+                    grad_pre_activation.mutable_data_ptr<A>() + neuron, activation.mutable_data_ptr<A>() + neuron);
   });
   return {grad_x, grad_pre_activation, activation};
 }
