@@ -33,11 +33,11 @@ def observe_inputs(layers: list[FFF | SoftFFF], observe: Callable[[int, torch.Te
     def hook(index: int, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         observe(index, inputs[0])
 
-    hooks = [layer.register_forward_pre_hook(partial(hook, index)) for index, layer in enumerate(layers)]
+    handles = [layer.register_forward_pre_hook(partial(hook, index)) for index, layer in enumerate(layers)]
     try:
         yield
     finally:
-        for handle in hooks:
+        for handle in handles:
             handle.remove()
 
 
