@@ -1,4 +1,4 @@
-"""The ordinary layer and the mixture of experts against their formulas written plainly."""
+"""The feedforward layer and the mixture of experts against direct implementations of their formulas."""
 
 import copy
 
@@ -15,7 +15,7 @@ def seed():
 
 
 def make(experts=5, k=2, **options):
-    """With gates and noise that tell experts apart: they start at zero."""
+    """Makes a layer with random gate and noise weights, which are initialised with zeros."""
     layer = MixtureOfExperts(6, 4, 3, experts, k, **options).double()
     nn.init.normal_(layer.gate_weight)
     nn.init.normal_(layer.noise_weight)
@@ -40,7 +40,7 @@ def squared_variation(values):
     return sum((value - mean) ** 2 for value in values) / len(values) / mean**2
 
 
-def test_feedforward_is_a_sequence_of_its_parts():
+def test_feedforward_is_the_sequence_of_its_parts():
     layer = FeedForward(6, 4, 3, activation=nn.Tanh)
     sequence = nn.Sequential(layer.expand, nn.Tanh(), layer.contract)
     for shape in ((6,), (5, 6), (2, 3, 6), (0, 6)):
@@ -51,7 +51,7 @@ def test_feedforward_is_a_sequence_of_its_parts():
     assert sizes == (4, 4, 4, 4)
 
 
-def test_feedforward_drops_neurons_in_training_alone():
+def test_feedforward_drops_neurons_only_in_training():
     layer, x = FeedForward(6, 4, 3, dropout=1.0), torch.randn(5, 6)
     torch.testing.assert_close(layer.train()(x), layer.contract.bias.expand(5, 3))
     assert not torch.allclose(layer.eval()(x), layer.contract.bias)
@@ -88,7 +88,7 @@ def test_training_is_noisy_top_k_gating_with_its_losses(experts, k, monkeypatch)
         for i in range(experts):
             importance[i] = importance[i] + weights[i]  # equation 6
             others = sorted((scores[j] for j in range(experts) if j != i), reverse=True)
-            # equations 8 to 10; the k-th highest of fewer than k is below everything
+            # equations 8 to 10; the k-th highest of fewer than k is minus infinity
             chosen = (
                 torch.distributions.Normal(0, 1).cdf((clean[i] - others[k - 1]) / deviation[i]) if k < experts else 1.0
             )
@@ -107,12 +107,12 @@ def test_training_is_noisy_top_k_gating_with_its_losses(experts, k, monkeypatch)
         torch.testing.assert_close(grad, reference, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_noise_is_drawn_anew_in_training():
+def test_training_draws_new_noise_in_every_pass():
     layer, x = make(), torch.randn(40, 6, dtype=torch.float64)
     assert not torch.equal(layer.train()(x), layer(x))
 
 
-def test_a_new_gate_spreads_tokens_evenly_and_losses_keep_it_so():
+def test_a_new_gate_spreads_tokens_evenly_and_losses_restore_it():
     x = torch.randn(2000, 6)
     layer = MixtureOfExperts(6, 4, 3, experts=8, k=2)
     layer(x)
@@ -131,7 +131,7 @@ def test_a_new_gate_spreads_tokens_evenly_and_losses_keep_it_so():
     assert losses[0] > 0.1 and losses[-1] < 0.2 * losses[0]
 
 
-def test_losses_are_finite_where_there_is_no_noise_and_no_token():
+def test_losses_are_finite_without_noise_and_without_tokens():
     layer = make()
     nn.init.constant_(layer.noise_weight, -1e4)
     x = torch.rand(9, 6, dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_precision_and_autocast(dtype, training):
     assert output.dtype == torch.bfloat16 and layer.gate_weight.grad.isfinite().all()
 
 
-def test_copies_and_state_dicts_keep_everything():
+def test_copies_and_state_dicts_give_the_same_outputs():
     layer, x = make(), torch.randn(9, 6, dtype=torch.float64)
     layer(x)
     twin = copy.deepcopy(layer)
@@ -181,12 +181,12 @@ def test_widths_and_sizes():
         ({"dropout": 2.0}, "dropout is 2.0"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         MixtureOfExperts(**{"input_size": 6, "expert_size": 4, "output_size": 3, "experts": 4} | arguments)
 
 
-def test_wrong_feedforwards_and_inputs_are_named():
+def test_errors_name_the_width_and_the_input():
     with pytest.raises(ValueError, match="width is 0"):
         FeedForward(6, 0, 3)
     for layer in (FeedForward(6, 4, 3), make()):

@@ -1,4 +1,4 @@
-"""Blocks evaluated together for their tokens are blocks evaluated one token at a time."""
+"""`grouped_feedforward` against a loop over tokens and their blocks."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def one_by_one(x, block, weight_in, bias_in, weight_out, bias_out):
 @pytest.mark.parametrize("tokens", [0, 1, 2, 30])
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("blocks", [1, 3, 50])
-def test_outputs_and_gradients(tokens, k, blocks):
+def test_outputs_and_gradients_agree_with_a_loop(tokens, k, blocks):
     x, block, weights = make(tokens, k, blocks)
     output, expected = grouped_feedforward(x, block, *weights, torch.tanh), one_by_one(x, block, *weights)
     torch.testing.assert_close(output, expected)
@@ -36,14 +36,14 @@ def test_outputs_and_gradients(tokens, k, blocks):
         torch.testing.assert_close(*grads)
 
 
-def test_second_derivatives():
+def test_second_derivatives_are_correct():
     x, block, weights = make(4, 2, 3)
     assert torch.autograd.gradgradcheck(
         lambda *inputs: grouped_feedforward(inputs[0], block, *inputs[1:], torch.tanh), (x, *weights)
     )
 
 
-def test_tokens_of_blocks_that_are_not_sorted_keep_their_places():
+def test_output_has_the_order_of_the_tokens():
     x, _, weights = make(6, 1, 3)
     block = torch.tensor([[2], [0], [2], [1], [0], [2]])
     torch.testing.assert_close(grouped_feedforward(x, block, *weights, torch.tanh), one_by_one(x, block, *weights))

@@ -1,4 +1,4 @@
-"""The layer: its parameters, their initialisation, and its errors; what it computes is tested with the operator."""
+"""Parameters of the layer, their initialisation, and errors; the operator is tested in tests/ops."""
 
 import pytest
 import torch
@@ -14,20 +14,20 @@ def test_parameters_are_node_major():
 
 
 @pytest.mark.parametrize("depth, trees", [(0, 300), (7, 1), (3, 16)])
-def test_tokens_start_spread_over_the_leaves(depth, trees):
+def test_initial_weights_spread_tokens_over_leaves(depth, trees):
     torch.manual_seed(0)
     layer, x = FFF(64, depth, trees), torch.nn.functional.layer_norm(torch.randn(4096, 64), (64,))
     pre_activation = x @ layer.weight_in.flatten(0, 1).T + layer.bias_in.flatten()
     assert pre_activation.std().item() == pytest.approx(1, abs=0.1)
     assert layer.weight_out.std().item() == pytest.approx(0.02, rel=0.1)
     for leaves in layer.route(x)[..., -1].T:
-        share = leaves.bincount().double() / len(leaves)
-        entropy = torch.special.entr(share).sum() / max(1, depth) / torch.tensor(2.0).log()
+        fraction = leaves.bincount().double() / len(leaves)
+        entropy = torch.special.entr(fraction).sum() / max(1, depth) / torch.tensor(2.0).log()
         assert depth == 0 or entropy > 0.8
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_forward_and_route_are_the_operators(bias):
+def test_forward_and_route_call_the_operator(bias):
     torch.manual_seed(0)
     layer, x = FFF(10, depth=4, trees=3, bias=bias, backend="gather"), torch.randn(2, 5, 10)
     expected = ops.fff(x, layer.weight_in, layer.bias_in, layer.weight_out, backend="gather")
@@ -46,12 +46,12 @@ def test_forward_and_route_are_the_operators(bias):
         ({"hidden_size": 4, "depth": 1, "backend": "magic"}, "backend is 'magic'"),
     ],
 )
-def test_wrong_sizes_are_named(arguments, message):
+def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         FFF(**arguments)
 
 
-def test_repr_states_the_size():
+def test_repr_has_the_size():
     assert "trees=2, depth=3" in repr(FFF(4, depth=3, trees=2))
 
 

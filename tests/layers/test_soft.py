@@ -1,4 +1,4 @@
-"""SoftFFF against a recursion written from the paper's algorithm, and the properties that make it what it is."""
+"""SoftFFF against a recursive implementation of the paper's algorithm, and its properties."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ def make(depth=3, dtype=torch.float64, **options):
 
 
 def logit(layer, x, node):
-    """The logit of one node for one token, by its network."""
+    """The logit of one node for one token."""
     hidden = layer.node_weight_in[node] @ x + layer.node_bias_in[node]
     if layer.node_size == 1:
         return hidden[0]
@@ -38,7 +38,7 @@ def leaf(layer, x, j):
 
 
 def forward_training(layer, x, level=0, n=0):
-    """FORWARD_T of algorithm 1, arXiv 2308.14711, for one token: nodes are numbered by level and place."""
+    """FORWARD_T of algorithm 1, arXiv 2308.14711, for one token. Nodes are numbered by level and position."""
     if level == layer.depth:
         return leaf(layer, x, n)
     c = logit(layer, x, 2**level - 1 + n).sigmoid()
@@ -47,7 +47,7 @@ def forward_training(layer, x, level=0, n=0):
 
 
 def forward_inference(layer, x, level=0, n=0):
-    """FORWARD_I of the same; returns the output and the leaf."""
+    """FORWARD_I of the same algorithm. Returns the output and the leaf."""
     if level == layer.depth:
         return leaf(layer, x, n), n
     right = logit(layer, x, 2**level - 1 + n).sigmoid() > 0.5
@@ -60,7 +60,7 @@ def together(outputs, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("node_size", [1, 3])
-def test_training_and_inference_are_algorithm_1(shape, node_size):
+def test_training_and_inference_agree_with_algorithm_1(shape, node_size):
     layer, x = make(node_size=node_size, activation=nn.GELU), torch.randn(shape, dtype=torch.float64)
     tokens = x.reshape(-1, 6)
     soft_outputs = [forward_training(layer, token) for token in tokens]
@@ -73,7 +73,7 @@ def test_training_and_inference_are_algorithm_1(shape, node_size):
 
 @pytest.mark.parametrize("node_size", [1, 3])
 @pytest.mark.parametrize("depth", [0, 1, 6, 7, 9])
-def test_deep_trees_are_walked_as_shallow_ones(depth, node_size, monkeypatch):
+def test_deep_trees_take_the_same_paths_with_all_nodes_evaluated(depth, node_size, monkeypatch):
     layer, x = make(depth, node_size=node_size), torch.randn(200, 6, dtype=torch.float64)
     paths = layer.route(x)
     assert paths.shape == (200, 1, depth + 1) and paths.dtype == torch.long and (paths[..., 0] == 0).all()
@@ -83,7 +83,7 @@ def test_deep_trees_are_walked_as_shallow_ones(depth, node_size, monkeypatch):
     assert torch.equal(layer.route(x), paths)
 
 
-def test_paths_are_those_of_fff_with_the_same_nodes():
+def test_paths_are_those_of_fff_with_the_same_weights():
     layer, x = make(depth=4), torch.randn(50, 6, dtype=torch.float64)
     weight, bias = layer.node_weight_in.transpose(0, 1), layer.node_bias_in.T
     assert torch.equal(layer.route(x)[..., :-1], ops.route(x, weight, bias, backend="reference"))
@@ -91,17 +91,17 @@ def test_paths_are_those_of_fff_with_the_same_nodes():
 
 
 @pytest.mark.parametrize("depth", [0, 1, 5, 10])
-def test_the_mixture_adds_up_to_one(depth):
+def test_the_mixture_sums_to_one(depth):
     layer, x = make(depth, torch.float32), torch.randn(3, 9, 6)
     with torch.no_grad():
-        layer.node_weight_in *= 30  # decisions from even to hopelessly hard
+        layer.node_weight_in *= 30  # decisions from even to very hard
     mixture = layer.mixture(x)
     assert mixture.shape == (3, 9, 2**depth) and (mixture >= 0).all()
     torch.testing.assert_close(mixture.sum(-1), torch.ones(3, 9))
     assert make(depth).bfloat16().mixture(x.bfloat16()).dtype == torch.float32
 
 
-def test_soft_output_becomes_the_hard_one_as_nodes_are_scaled_up():
+def test_soft_output_approaches_the_hard_one_as_node_weights_grow():
     layer, x = make(), torch.randn(100, 6, dtype=torch.float64)
     hard, distances = layer.eval()(x), []
     layer.train()
@@ -113,7 +113,7 @@ def test_soft_output_becomes_the_hard_one_as_nodes_are_scaled_up():
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.01 * distances[0]
 
 
-def test_entropies_are_the_batch_means_of_bernoulli_entropies():
+def test_node_entropy_is_the_batch_mean_of_bernoulli_entropies():
     layer, x = make(hardening=3.0), torch.randn(4, 5, 6, dtype=torch.float64)
     layer(x)
     p = torch.stack([torch.stack([logit(layer, t, i).sigmoid() for i in range(7)]) for t in x.view(-1, 6)])
@@ -123,7 +123,7 @@ def test_entropies_are_the_batch_means_of_bernoulli_entropies():
     assert not layer.node_entropy.requires_grad
 
 
-def test_entropy_of_the_hardest_decisions_is_exact_and_has_a_gradient():
+def test_entropy_of_very_hard_decisions_is_accurate_and_has_a_gradient():
     layer = make(1, torch.float32, hardening=1.0)
     for scale in (0.0, 20.0, 80.0, 1e4):
         nn.init.constant_(layer.node_weight_in, scale)
@@ -137,7 +137,7 @@ def test_entropy_of_the_hardest_decisions_is_exact_and_has_a_gradient():
             assert layer.node_weight_in.grad.isfinite().all()
 
 
-def test_hardening_drives_the_entropy_down():
+def test_hardening_reduces_the_entropy():
     layer, x = make(hardening=1.0), torch.randn(64, 6, dtype=torch.float64)
     optimizer = torch.optim.SGD(layer.parameters(), lr=2.0)
     entropies = []
@@ -150,15 +150,15 @@ def test_hardening_drives_the_entropy_down():
     assert entropies == sorted(entropies, reverse=True) and entropies[-1] < 0.3 * entropies[0]
 
 
-def test_without_hardening_there_is_no_loss():
+def test_without_hardening_the_auxiliary_loss_is_zero():
     layer = make()
     layer(torch.randn(3, 6, dtype=torch.float64))
     assert layer.auxiliary_loss.shape == () and layer.auxiliary_loss == 0 and (layer.node_entropy > 0).all()
 
 
 @pytest.mark.parametrize("train_hard", [False, True])
-def test_leaks_transpose_decisions_at_their_rate(train_hard):
-    """A tree that sends all tokens to its leftmost leaf; a leaf's output tells which one it is."""
+def test_leaks_transpose_decisions_with_their_probability(train_hard):
+    """The tree sends all tokens to its leftmost leaf, and the output of each leaf identifies it."""
     layer = make(2, region_leak=0.2, train_hard=train_hard)
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -166,14 +166,14 @@ def test_leaks_transpose_decisions_at_their_rate(train_hard):
     with torch.no_grad():
         layer.leaf_bias_out[:, :4] = torch.eye(4)
     x = torch.randn(20000, 6, dtype=torch.float64)
-    share = layer.train()(x)[:, :4].mean(0)
+    fraction = layer.train()(x)[:, :4].mean(0)
     expected = torch.tensor([0.8 * 0.8, 0.8 * 0.2, 0.2 * 0.8, 0.2 * 0.2], dtype=torch.float64)
-    torch.testing.assert_close(share, expected, atol=4 * math.sqrt(0.25 / 20000), rtol=0)
+    torch.testing.assert_close(fraction, expected, atol=4 * math.sqrt(0.25 / 20000), rtol=0)
     assert (layer.eval()(x)[:, 0] == 1).all(), "nothing leaks in inference"
     assert layer.node_entropy.max() < 1e-9, "leaks do not count as indecision"
 
 
-def test_leaks_in_deep_hard_trees_scatter_outputs_and_not_routes():
+def test_leaks_in_deep_hard_trees_change_outputs_but_not_routes():
     layer = make(8, region_leak=0.5, train_hard=True)
     for node in (layer.node_weight_in, layer.node_bias_in):
         nn.init.constant_(node, -1e3)
@@ -184,7 +184,7 @@ def test_leaks_in_deep_hard_trees_scatter_outputs_and_not_routes():
         assert (layer.train(training).route(x)[..., -1] == 255).all()
 
 
-def test_gradients_reach_nodes_in_soft_mode_and_not_in_hard_mode():
+def test_nodes_get_gradients_in_soft_mode_and_not_in_hard_mode():
     x = torch.randn(40, 6, dtype=torch.float64)
     for options, training, reached in (
         ({}, True, True),
@@ -201,7 +201,7 @@ def test_gradients_reach_nodes_in_soft_mode_and_not_in_hard_mode():
                 assert (parameter.grad != 0).any(), (name, options)
 
 
-def test_soft_gradients_are_right():
+def test_soft_gradients_pass_gradcheck():
     layer, x = make(2, node_size=2, hardening=2.0, activation=nn.GELU), torch.randn(3, 6, dtype=torch.float64)
     names, parameters = zip(*layer.named_parameters(), strict=True)
 
@@ -214,7 +214,7 @@ def test_soft_gradients_are_right():
     assert torch.autograd.gradgradcheck(loss, inputs, atol=1e-4)
 
 
-def test_hard_gradients_are_those_of_the_leaves():
+def test_hard_gradients_are_those_of_the_chosen_leaves():
     layer, x = make().eval(), torch.randn(30, 6, dtype=torch.float64, requires_grad=True)
     used = (x, *layer._leaves())
     grads = torch.autograd.grad(layer(x).square().sum(), used)
@@ -223,7 +223,7 @@ def test_hard_gradients_are_those_of_the_leaves():
         torch.testing.assert_close(grad, right)
 
 
-def test_a_frozen_tree_is_frozen_and_can_be_thawed():
+def test_infinite_hardening_freezes_nodes_and_another_value_unfreezes_them():
     layer, x = make(hardening=math.inf), torch.randn(40, 6, dtype=torch.float64)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
     before = copy.deepcopy(layer.state_dict())
@@ -243,7 +243,7 @@ def test_a_frozen_tree_is_frozen_and_can_be_thawed():
     assert step() == leaves
 
 
-def test_depth_0_is_an_ordinary_layer():
+def test_depth_0_is_a_feedforward_layer():
     tree, ordinary = make(0, activation=nn.GELU), FeedForward(6, 4, 5, activation=nn.GELU).double()
     weights = (tree.leaf_weight_in[0], tree.leaf_bias_in[0], tree.leaf_weight_out[0].T, tree.leaf_bias_out[0])
     ordinary.load_state_dict(dict(zip(ordinary.state_dict(), weights, strict=True)))
@@ -253,7 +253,7 @@ def test_depth_0_is_an_ordinary_layer():
     assert tree.auxiliary_loss == 0 and tree.node_entropy.shape == (0,)
 
 
-def test_dropout_leaves_out_neurons_of_leaves_in_training_alone():
+def test_dropout_drops_neurons_of_leaves_only_in_training():
     for train_hard in (False, True):
         layer = make(dropout=1.0, train_hard=train_hard)
         with torch.no_grad():
@@ -263,7 +263,7 @@ def test_dropout_leaves_out_neurons_of_leaves_in_training_alone():
         assert not torch.allclose(layer.eval()(x), torch.tensor(2.5, dtype=torch.float64))
 
 
-def test_usage_counts_paths():
+def test_usage_counts_tokens_per_node_and_leaf():
     layer, x = make(), torch.randn(4, 25, 6, dtype=torch.float64)
     nodes, leaves = layer.usage(x)
     leaf_of = torch.tensor([forward_inference(layer, token)[1] for token in x.view(-1, 6)])
@@ -281,7 +281,7 @@ def test_lower_precision(dtype, training):
     output = copy.deepcopy(layer).to(dtype)(x)
     assert output.dtype == dtype
     near = (output.double() - reference).abs().amax(1) < 50 * torch.finfo(dtype).eps
-    assert near.double().mean() > (0.99 if training else 0.9)  # on a boundary, rounding may take another leaf
+    assert near.double().mean() > (0.99 if training else 0.9)  # near a boundary, rounding may change the leaf
 
 
 @pytest.mark.parametrize("depth", [4, 8])
@@ -289,7 +289,7 @@ def test_lower_precision(dtype, training):
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast(depth, node_size, training):
     layer = make(depth, torch.float32, node_size=node_size, hardening=1.0).train(training)
-    for dtype in (torch.float32, torch.bfloat16):  # layers below may be in autocast's dtype already
+    for dtype in (torch.float32, torch.bfloat16):  # the input may have autocast's dtype already
         x = torch.randn(20, 6).to(dtype).requires_grad_()
         with torch.autocast("cpu"):
             output = layer(x)
@@ -300,17 +300,17 @@ def test_autocast(depth, node_size, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compiled_is_the_same(training):
+def test_compiled_layer_gives_the_same_results(training):
     layer, x = make(2, hardening=1.0).train(training), torch.randn(9, 6, dtype=torch.float64)
     expected, loss = layer(x), layer.auxiliary_loss
     torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x), expected)
     torch.testing.assert_close(layer.auxiliary_loss, loss)
 
 
-def test_saved_and_copied_layers_are_the_same(tmp_path):
+def test_saved_and_copied_layers_give_the_same_outputs(tmp_path):
     layer, x = make(hardening=2.0, node_size=2), torch.randn(9, 6, dtype=torch.float64)
     output = layer(x)
-    twin = copy.deepcopy(layer)  # with a loss that is part of a graph
+    twin = copy.deepcopy(layer)  # with an auxiliary loss that is part of a graph
     assert torch.equal(twin(x), output) and twin.hardening == 2.0
     torch.save(layer.state_dict(), tmp_path / "layer.pt")
     loaded = make(node_size=2)
@@ -321,7 +321,7 @@ def test_saved_and_copied_layers_are_the_same(tmp_path):
     }
 
 
-def test_parameters_start_as_those_of_linear_layers():
+def test_parameters_are_initialised_like_linear_layers():
     layer = SoftFFF(400, 100, 5, 4, node_size=50)
     for parameters, fan_in in (
         ((layer.node_weight_in, layer.node_bias_in, layer.leaf_weight_in, layer.leaf_bias_in), 400),
@@ -333,7 +333,7 @@ def test_parameters_start_as_those_of_linear_layers():
             assert parameter.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.1)
 
 
-def test_widths_and_sizes_are_the_papers():
+def test_widths_and_sizes_are_those_of_the_paper():
     layer = SoftFFF(6, 4, 5, 3, node_size=2)
     assert (layer.training_width, layer.inference_width) == (8 * 4, 4)
     assert (layer.training_size, layer.inference_size) == (8 * 4 + 7 * 2, 4 + 3 * 2)
@@ -356,7 +356,7 @@ def test_widths_and_sizes_are_the_papers():
         ({"activation": nn.ReLU()}, r"activation is ReLU\(\); it should be a class"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_errors_name_the_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         SoftFFF(**{"input_size": 6, "leaf_size": 4, "output_size": 5, "depth": 2} | arguments)
 
@@ -369,13 +369,13 @@ def test_wrong_arguments_are_named(arguments, message):
         (torch.tensor(1.0), r"shape \(\)"),
     ],
 )
-def test_wrong_inputs_are_named(x, message):
+def test_errors_describe_the_input(x, message):
     for call in (make(), make().eval(), make().route, make().usage, make().mixture):
         with pytest.raises(ValueError, match=message):
             call(x)
 
 
-def test_the_example_of_the_documentation_learns_with_one_leaf_a_token(capsys):
+def test_the_example_in_the_documentation_learns_with_one_leaf_per_token(capsys):
     page = (Path(__file__).parents[2] / "docs" / "soft.md").read_text(encoding="utf-8")
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {})
     mixed, one_leaf, entropy, leaves = map(float, re.findall(r"[\d.]+", capsys.readouterr().out))

@@ -1,5 +1,5 @@
-"""The blocked evaluation: the function and gradients of `reference` however tokens fall into subtrees, and static
-shapes throughout."""
+"""The blocked evaluation: the function and gradients of `reference` for any distribution of tokens over subtrees, and
+static shapes."""
 
 import pytest
 import torch
@@ -8,14 +8,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ultrafastbert
 from tests.ops.test_ops import make
 from ultrafastbert import ops
-from ultrafastbert.ops import blocked
+from ultrafastbert.ops import blocked, grouped
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 @pytest.fixture
 def cut_all(monkeypatch):
-    """Trees are cut however small they are, also where `dense` would be quicker."""
+    """Cuts trees of any size, also where `dense` would be faster."""
     monkeypatch.setattr(blocked, "SORTING", -(10**9))
 
 
@@ -25,7 +25,7 @@ def gradients(arguments, evaluate, upstream):
 
 
 def along_path(path):
-    """The operator in float64 along given paths: what small dtypes choose differently near zero is no error."""
+    """The operator in float64 along given paths: small dtypes may choose differently near zero."""
 
     def evaluate(x, weight_in, *bias_in_and_weight_out):
         *bias_in, weight_out = bias_in_and_weight_out
@@ -38,13 +38,13 @@ def along_path(path):
 
 
 def assert_agrees(arguments):
-    """Output and gradients are those of float64 along the same paths, which are the reference's up to rounding."""
+    """Output and gradients agree with float64 along the same paths, which agree with `reference` up to rounding."""
     dtype = arguments[0].dtype
     path = ops.route(*arguments[:3], backend="blocked")
     differ = path != ops.route(*arguments[:3], backend="reference")
     assert differ.any(-1).sum() <= (0 if dtype in DTYPES[::3] else 1 + 0.03 * path[..., 1:].numel())
 
-    def evaluate(*tensors):  # `gradients` leaves out a bias that is None
+    def evaluate(*tensors):  # `gradients` omits a bias that is None
         x, weight_in, *bias_in, weight_out = tensors
         return ops.fff(x, weight_in, bias_in[0] if bias_in else None, weight_out, backend="blocked")
 
@@ -70,7 +70,7 @@ def assert_agrees(arguments):
         (7, 32, 1, 8, False),
         (1000, 32, 1, 8, True),
         (203, 24, 3, 7, True),
-        (64, 17, 2, 7, True),  # rows that are not aligned
+        (64, 17, 2, 7, True),  # unaligned rows
         (9, 768, 1, 9, False),
     ],
 )
@@ -87,7 +87,7 @@ def test_agrees_at_every_depth(cut_all, trees, depth):
 
 
 @pytest.mark.parametrize("levels", [2, 5, 8])
-def test_agrees_wherever_it_is_cut(cut_all, monkeypatch, levels):
+def test_agrees_at_every_cut(cut_all, monkeypatch, levels):
     for cut in range(1, levels):
         monkeypatch.setattr(blocked, "_cut", lambda levels, cut=cut: cut)
         assert_agrees(make((30,), 16, 2, levels - 1))
@@ -102,7 +102,7 @@ def test_gradcheck(cut_all):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_all_tokens_in_one_subtree(direction, dtype):
-    """The first and the last block get every token, the others none, and no gradient."""
+    """The first or the last block gets all tokens. The others get no token and no gradient."""
     x, weight_in, bias_in, weight_out = make((300,), 32, 2, 8, dtype=dtype)
     bias_in[:, :15] = 100 * direction
     assert_agrees([x, weight_in, bias_in, weight_out])
@@ -135,7 +135,7 @@ def test_frozen_arguments():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_not_contiguous_arguments(dtype):
+def test_non_contiguous_arguments(dtype):
     arguments = make((6, 5), 32, 2, 7, dtype=dtype)
     upstream = torch.randn(6, 5, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
 
@@ -153,7 +153,7 @@ def test_not_contiguous_arguments(dtype):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_not_finite_input_stays_in_its_token_and_subtree(dtype, value):
+def test_non_finite_input_does_not_change_other_tokens_or_subtrees(dtype, value):
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     arguments = make((60,), 32, 2, 8, dtype=dtype)
     upstream = torch.ones(60, 32, dtype=dtype)
@@ -166,7 +166,7 @@ def test_not_finite_input_stays_in_its_token_and_subtree(dtype, value):
     others = torch.arange(60) != 7
     path = ops.route(*arguments[:3], backend="blocked")
     assert path.min() >= 0 and path.max() < 511
-    if value != value:  # a NaN is not positive
+    if value != value:  # NaN is not greater than 0, so the token goes left
         assert torch.equal(path[7], 2 ** torch.arange(9).expand(2, 9) - 1)
     expected = ops.fff(*arguments, backend="reference")
     output, grad_x, grad_in, grad_bias, grad_out = evaluate(*arguments), *gradients(arguments, evaluate, upstream)
@@ -175,7 +175,7 @@ def test_not_finite_input_stays_in_its_token_and_subtree(dtype, value):
     assert torch.equal(output[7].isnan(), expected[7].isnan())
     used = torch.zeros(2, 511, dtype=torch.bool).scatter_(1, path[7], True)
     assert grad_bias[~used].isfinite().all() and grad_out[~used].isfinite().all()
-    # the gradient of an input weight is 0 * x where a token of its block does not use it: its subtree, no others
+    # an input weight that a token of its block does not use has the gradient 0 * x, but only in its own subtree
     cut = blocked._cut(9)
     above = torch.arange(1, 512)
     while (above >= 2 ** (cut + 1)).any():
@@ -193,7 +193,7 @@ def test_shallow_trees_are_dense():
 
 
 @pytest.mark.parametrize("levels", range(8, 20))
-def test_cut_is_near_the_middle_and_leaves_far_fewer_columns(levels):
+def test_cut_is_near_the_middle_and_reduces_the_columns(levels):
     cut = blocked._cut(levels)
     assert abs(cut - levels / 2) <= 1
     assert blocked._columns(levels, cut) < 6 * 2 ** (levels / 2) and blocked._block_width(levels, cut) % 8 == 0
@@ -222,18 +222,18 @@ def test_loop_and_kernel_of_grouped_products_agree():
     )
     ends = torch.tensor([0, 13, 13, 50, 50], dtype=torch.int32)
     for a, b in ((rows, blocks), (rows.T, other)):
-        kernel, loop = blocked._grouped_mm(a, b, ends), blocked._looped_mm(a, b, ends)
+        kernel, loop = grouped.grouped_mm(a, b, ends), grouped.looped_mm(a, b, ends)
         assert kernel.shape == loop.shape
         torch.testing.assert_close(kernel, loop)
-        torch.library.opcheck(blocked._looped_mm, (a, b, ends))
-    product = blocked._zero_empty(torch.full_like(kernel, float("nan")), ends)
+        torch.library.opcheck(grouped.looped_mm, (a, b, ends))
+    product = grouped.zero_empty(torch.full_like(kernel, float("nan")), ends)
     assert product.isnan().flatten(1).all(1).tolist() == [False, True, False, True, False]
     assert product[[0, 2, 4]].eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_shapes_are_static_and_the_host_reads_nothing(dtype):
-    """Traced with fake tensors, which have shapes and no values: whatever reads a value on the host fails there."""
+def test_shapes_are_static_and_the_host_reads_no_values(dtype):
+    """Tracing with fake tensors, which have no values, fails if the host reads a value."""
     arguments = [t.requires_grad_() for t in make((50,), 32, 2, 8, dtype=dtype)]
 
     def step(*tensors):
@@ -242,11 +242,11 @@ def test_shapes_are_static_and_the_host_reads_nothing(dtype):
     graph = make_fx(step, tracing_mode="fake")(*arguments)
     called = [str(node.target) for node in graph.graph.nodes]
     products = "aten._grouped_mm.default" if dtype == torch.bfloat16 else "ultrafastbert.grouped_mm.default"
-    assert called.count(products) == 7  # and no other operator than PyTorch's
+    assert called.count(products) == 7  # all other operators are PyTorch's
     assert all(name.startswith("aten.") for name in called if "." in name and name != products)
     for result, expected in zip(graph(*arguments), step(*arguments), strict=True):
         torch.testing.assert_close(result, expected)
-    graph(*[t.roll(1, 0) for t in arguments])  # other values, other groups: the same program
+    graph(*[t.roll(1, 0) for t in arguments])  # other values give other groups, in the same program
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -268,7 +268,7 @@ def test_exports_with_any_number_of_tokens():
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
-def test_recomputed_in_checkpoints():
+def test_recomputes_in_activation_checkpointing():
     arguments = [t.requires_grad_() for t in make((20,), 16, 1, 7)]
     expected = torch.autograd.grad(ops.fff(*arguments, backend="blocked").sum(), arguments)
     for reentrant in (True, False):
@@ -280,14 +280,14 @@ def test_recomputed_in_checkpoints():
             torch.testing.assert_close(copy.grad, truth)
 
 
-def test_second_derivatives_are_refused():
+def test_second_derivatives_raise():
     arguments = [t.requires_grad_() for t in make((3,), 8, 1, 8)]
     with pytest.raises(NotImplementedError, match="no second derivatives"):
         torch.autograd.grad(ops.fff(*arguments, backend="blocked").sum(), arguments[0], create_graph=True)
 
 
-def test_default_on_a_gpu(monkeypatch):
-    """From depth 8 on, where grouped products have a kernel; else `dense`."""
+def test_default_backend_on_a_gpu(monkeypatch):
+    """`blocked` from depth 8 on where grouped products have a kernel, otherwise `dense`."""
 
     def chosen(depth, dtype=torch.bfloat16, capability=(9, 0), width=16):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -304,7 +304,7 @@ def test_default_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_under_autocast(dtype):
-    """As with arguments of that dtype; the gradients come back in the parameters' own."""
+    """The output is that of arguments cast to autocast's dtype; gradients have the dtype of the parameters."""
     arguments = [t.requires_grad_() for t in make((30,), 16, 2, 7)]
     with torch.autocast("cpu", dtype=dtype):
         output = ops.fff(*arguments, backend="blocked")

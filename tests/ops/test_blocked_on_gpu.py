@@ -1,6 +1,6 @@
-"""What only a GPU can show of the blocked evaluation: its kernel with empty and tiny groups, and that nothing waits.
+"""The blocked evaluation on a GPU: the kernel with empty and tiny groups, and no synchronization.
 
-`scripts/measure_gpu.sh` runs this before it measures. Without such a GPU it is skipped.
+Skipped without a GPU that has the kernel. `scripts/measure_gpu.sh` runs these tests before it measures.
 """
 
 import pytest
@@ -10,11 +10,11 @@ import ultrafastbert
 from tests.ops.test_blocked import assert_agrees
 from tests.ops.test_ops import make
 from ultrafastbert import ops
-from ultrafastbert.ops import blocked
+from ultrafastbert.ops import grouped
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and blocked.has_kernel(torch.device(DEVICE), torch.bfloat16)),
+    not (torch.cuda.is_available() and grouped.has_kernel(torch.device(DEVICE), torch.bfloat16)),
     reason="needs a GPU with a kernel for grouped products",
 )
 
@@ -45,13 +45,13 @@ def test_agrees_with_all_tokens_in_one_group(direction):
     assert all(parameter.grad[0, untouched].eq(0).all() for parameter in arguments[1:])
 
 
-def test_no_groups_at_all():
+def test_no_tokens():
     arguments = [t.requires_grad_() for t in place(make((0,), 64, 1, 11, dtype=torch.bfloat16))]
     ops.fff(*arguments, backend="blocked").sum().backward()
     assert all(t.grad.eq(0).all() for t in arguments)
 
 
-def test_the_host_does_not_wait():
+def test_the_host_does_not_synchronize():
     arguments = [t.requires_grad_() for t in place(make((500,), 64, 1, 11, dtype=torch.bfloat16))]
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -62,11 +62,12 @@ def test_the_host_does_not_wait():
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_in_one_graph_it_is_the_same(mode):
+def test_compiled_in_one_graph_gives_the_same_gradients(mode):
     layer = ultrafastbert.FFF(64, 11, backend="blocked").to(DEVICE, torch.bfloat16)
     compiled = torch.compile(layer, fullgraph=True, mode=mode)
-    for seed in range(4):  # other values, other groups; from the third call on the graph is replayed
+    for seed in range(4):  # other values give other groups; the graph is replayed from the third call on
         x = torch.randn(700, 64, generator=torch.Generator().manual_seed(seed)).to(DEVICE, torch.bfloat16)
         expected, found = (torch.autograd.grad(f(x).square().sum(), layer.parameters()) for f in (layer, compiled))
-        for result, truth in zip(found, expected, strict=True):  # fused arithmetic rounds, and a few tokens turn
+        # fused arithmetic rounds differently, so a few tokens take other paths
+        for result, truth in zip(found, expected, strict=True):
             assert (result - truth).norm() <= 0.1 * truth.norm()

@@ -1,5 +1,5 @@
-"""The native operators around the trees (attention, 8-bit products, residual and norm), each against plain PyTorch in
-float64."""
+"""The native operators for the rest of an encoder (attention, products in 8 bits, residual and norm), compared with
+PyTorch in float64."""
 
 import pytest
 import torch
@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
-pytestmark = pytest.mark.skipif(
-    build._compiler() is None and not native.available(), reason="there is no C++ compiler"
-)
+pytestmark = pytest.mark.skipif(build._compiler() is None and not native.available(), reason="no C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -32,17 +30,17 @@ def attention(qkv, lengths, heads):
 
 
 def attention_reference(qkv, lengths, heads):
-    texts = []
-    for text in qkv.double().split(lengths):
-        q, k, v = text.unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
-        texts.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
-    return torch.cat(texts)
+    outputs = []
+    for sequence in qkv.double().split(lengths):
+        q, k, v = sequence.unflatten(-1, (3, heads, -1)).permute(1, 2, 0, 3)
+        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("lengths", [[1], [16], [5, 1, 200], [0, 7, 31, 0, 32, 33, 128, 129, 257, 0]], ids=str)
 @pytest.mark.parametrize("heads, head_dim", [(3, 64), (2, 20), (1, 1), (2, 33), (1, 130)])
-def test_attention(dtype, lengths, heads, head_dim):
+def test_attention_agrees_with_pytorch(dtype, lengths, heads, head_dim):
     qkv = normal(sum(lengths), 3 * heads * head_dim, dtype=dtype)
     output = attention(qkv, lengths, heads)
     assert output.dtype is dtype
@@ -53,7 +51,7 @@ def test_attention(dtype, lengths, heads, head_dim):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_of_large_scores(dtype):
-    """One key takes all the weight, by scores that overflow e^x."""
+    """One key gets all the weight, with scores so large that e^x overflows."""
     qkv = normal(40, 3 * 64, dtype=dtype)
     qkv[:, :64] = 30.0
     qkv[:, 64:128] = 0.0
@@ -61,8 +59,8 @@ def test_attention_of_large_scores(dtype):
     torch.testing.assert_close(attention(qkv, [40], 1), qkv[17, 128:].expand(40, 64))
 
 
-def test_attention_keeps_texts_apart():
-    """A text that is not a number, or is infinite, harms no other; and threads do not change a bit."""
+def test_attention_keeps_sequences_apart():
+    """NaN in one sequence does not change the others, and the number of threads changes no bit."""
     qkv = normal(120, 3 * 32, dtype=torch.bfloat16)
     lengths = [50, 30, 40]
     expected = attention(qkv, lengths, 2)
@@ -93,10 +91,10 @@ def test_attention_of_strided_input():
         ((4, 12), [1, 4], 2, "rise from 0"),
     ],
 )
-def test_attention_checks(shape, offsets, heads, match):
+def test_attention_checks_its_arguments(shape, offsets, heads, match):
     with pytest.raises(ValueError, match=match):
         torch.ops.ultrafastbert.attention(torch.zeros(shape), torch.tensor(offsets), heads)
-    with pytest.raises(TypeError, match="offsets is of dtype"):
+    with pytest.raises(TypeError, match="offsets has dtype"):
         torch.ops.ultrafastbert.attention(torch.zeros(4, 12), torch.tensor([0, 4]).int(), 2)
 
 
@@ -111,22 +109,22 @@ def quantized(weight):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens, width, outputs", [(1, 48, 5), (7, 33, 20), (40, 100, 64)])
-def test_linear_int8_is_the_product_of_rounded_factors(dtype, tokens, width, outputs):
+def test_linear_int8_multiplies_rounded_factors(dtype, tokens, width, outputs):
     x = normal(tokens, width, dtype=dtype) * torch.logspace(-3, 3, tokens)[:, None].to(dtype)
     packed, scale, weight = quantized(normal(outputs, width, seed=1))
-    step = x.double().abs().amax(1, keepdim=True) / 127  # each token has its own
+    step = x.double().abs().amax(1, keepdim=True) / 127  # one per token
     rounded = (x.double() / step).round() * step
     expected = rounded @ weight.T
     output = torch.ops.ultrafastbert.linear_int8(x, packed, scale, torch.float32)
     size = expected.norm(dim=1, keepdim=True)
-    # a number half way between two steps may be rounded either way
+    # a number halfway between two steps may be rounded either way
     assert ((output - expected).abs() / size).max() < (1e-5 if dtype is torch.float32 else 0.03)
     narrow = torch.ops.ultrafastbert.linear_int8(x, packed, scale, torch.bfloat16)
     assert narrow.dtype is torch.bfloat16
     torch.testing.assert_close(narrow.float() / size, output / size, rtol=0.02, atol=0.01)
 
 
-def test_linear_int8_of_odd_tokens():
+def test_linear_int8_of_zero_nan_infinite_and_no_tokens():
     x = normal(6, 32)
     packed, scale, _ = quantized(normal(8, 32, seed=1))
     expected = torch.ops.ultrafastbert.linear_int8(x, packed, scale, torch.float32)
@@ -143,7 +141,7 @@ def test_linear_int8_of_odd_tokens():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [1, 5, 16, 33, 768])
-def test_add_norm(dtype, width):
+def test_add_norm_agrees_with_pytorch(dtype, width):
     stream, weight, bias = normal(9, width), normal(width, seed=1), normal(width, seed=2)
     update = normal(9, width, dtype=dtype, seed=3)
     total = stream + update.float()
@@ -156,12 +154,12 @@ def test_add_norm(dtype, width):
     assert torch.equal(again, output) and torch.equal(stream, total)
 
 
-def test_add_norm_checks():
+def test_add_norm_checks_its_arguments():
     stream, norm = torch.zeros(4, 8), (torch.ones(8), torch.zeros(8), 1e-5)
     add_norm = torch.ops.ultrafastbert.add_norm
     with pytest.raises(ValueError, match="stream should be"):
         add_norm(stream.bfloat16(), None, *norm, torch.bfloat16)
-    with pytest.raises(ValueError, match="update is of shape"):
+    with pytest.raises(ValueError, match="update has shape"):
         add_norm(stream, torch.zeros(4, 8), *norm, torch.bfloat16)
     with pytest.raises(ValueError, match="weight and bias should be"):
         add_norm(stream, None, torch.ones(7), torch.zeros(8), 1e-5, torch.float32)
@@ -169,10 +167,10 @@ def test_add_norm_checks():
         add_norm(stream, None, *norm, torch.float64)
 
 
-# what PyTorch must know of them
+# registration with PyTorch
 
 
-def test_operators_keep_their_promises_to_pytorch():
+def test_operators_pass_opcheck():
     packed, scale, _ = quantized(normal(8, 48))
     operators = torch.ops.ultrafastbert
     arguments = normal(10, 48), torch.tensor([0, 4, 10]), 2

@@ -1,5 +1,5 @@
-"""The native operator beyond what every backend is tested for: its own dtypes and shapes, what PyTorch must know of
-it, and building, also where that goes wrong."""
+"""The native operator beyond the tests of all backends: dtypes and widths, registration with PyTorch, and building,
+including failures."""
 
 import os
 import signal
@@ -17,14 +17,12 @@ from ultrafastbert import ops
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
-pytestmark = pytest.mark.skipif(
-    build._compiler() is None and not native.available(), reason="there is no C++ compiler"
-)
+pytestmark = pytest.mark.skipif(build._compiler() is None and not native.available(), reason="no C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def reference(arguments):
-    """The truth in float64 along the paths that `native` takes: small dtypes may choose differently near zero."""
+    """The operator in float64 along the paths of `native`: small dtypes may choose differently near zero."""
     x, weight_in, bias_in, weight_out = [None if t is None else t.double() for t in arguments]
     path = ops.route(*arguments[:3], backend="native")  # (tokens, trees, levels)
     pre_activation = torch.einsum("nh,tmh->ntm", x, weight_in) + (0 if bias_in is None else bias_in)
@@ -34,7 +32,7 @@ def reference(arguments):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_width(dtype):
+def test_agrees_with_float64_at_every_width(dtype):
     precision = {torch.float32: 1e-6, torch.float64: 1e-14}.get(dtype, torch.finfo(dtype).eps)
     tolerance = {"rtol": 4 * precision, "atol": 2 * precision}
     for width in [*range(1, 71), 127, 128, 129, 255, 768]:
@@ -45,7 +43,7 @@ def test_every_width(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_of_small_dtypes(dtype):
-    """Those of float64 along the same paths, to the precision of the dtype."""
+    """They agree with float64 along the same paths, to the precision of the dtype."""
     arguments = [t.requires_grad_() for t in make((300,), 40, 2, 4, dtype=dtype)]
     upstream = torch.randn(300, 40, generator=torch.Generator().manual_seed(1)).to(dtype)
     gradients = torch.autograd.grad(ops.fff(*arguments, backend="native"), arguments, upstream)
@@ -55,8 +53,8 @@ def test_gradients_of_small_dtypes(dtype):
         torch.testing.assert_close(gradient / scale, truth / scale, rtol=0, atol=2 * torch.finfo(dtype).eps)
 
 
-def test_numbers_beyond_the_dtype_round_as_pytorch_rounds():
-    """Ties, infinity and NaN, through the output of a dense layer of one neuron with activation near 4."""
+def test_rounds_like_pytorch():
+    """Ties, infinity and NaN in the output of a layer of one neuron with an activation near 4."""
     for dtype in (torch.bfloat16, torch.float16):
         weight_out = torch.tensor([1.0, 3e38, -3e38, float("nan"), float("inf"), 1e-30, 0.5]).to(dtype).view(1, 1, -1)
         x = torch.full((1, 7), 4.0, dtype=dtype)
@@ -66,7 +64,7 @@ def test_numbers_beyond_the_dtype_round_as_pytorch_rounds():
         torch.testing.assert_close(output, expected, equal_nan=True)
 
 
-def test_gelu_is_exact_to_float():
+def test_gelu_has_float_precision():
     z = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([0.0, -0.0, 1e-30, 200.0, -200.0])])
     z.requires_grad_()
     one = torch.ones(1, 1, 1)
@@ -79,8 +77,8 @@ def test_gelu_is_exact_to_float():
     assert (z.grad - truth.grad).abs().max() < 1e-6
 
 
-def test_a_token_does_not_depend_on_the_others_nor_on_threads():
-    """Outputs and gradients, to the last bit, also where several threads share the work."""
+def test_results_do_not_depend_on_other_tokens_or_threads():
+    """Outputs and gradients are equal to the last bit."""
     results = []
     threads = torch.get_num_threads()
     try:
@@ -98,7 +96,7 @@ def test_a_token_does_not_depend_on_the_others_nor_on_threads():
     assert torch.equal(alone, results[0][0][:50])
 
 
-def test_a_token_that_is_not_a_number_goes_left():
+def test_a_nan_token_goes_left():
     x, weight_in, bias_in, _ = make((3,), 8, 2, 3)
     path = ops.route(x * float("nan"), weight_in, bias_in, backend="native")
     assert torch.equal(path, torch.tensor([0, 1, 3, 7]).expand(3, 2, 4))
@@ -121,7 +119,7 @@ def test_frozen_weights_and_frozen_input():
 
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operators_keep_their_promises_to_pytorch(dtype, gradients):
+def test_operators_pass_opcheck(dtype, gradients):
     assert native.available()
     x, weight_in, bias_in, weight_out = [t.requires_grad_(gradients) for t in make((6,), 24, 2, 3, dtype=dtype)]
     operators = torch.ops.ultrafastbert
@@ -151,7 +149,7 @@ def test_compiled_layer_with_gradients():
         assert torch.equal(gradient, expected)
 
 
-def test_derivatives_that_are_not_there_are_refused():
+def test_unsupported_derivatives_raise():
     arguments = [t.requires_grad_() for t in make((3,), 8, 1, 2)]
     (gradient,) = torch.autograd.grad(ops.fff(*arguments, backend="native").sum(), arguments[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivatives"):
@@ -161,7 +159,7 @@ def test_derivatives_that_are_not_there_are_refused():
         torch.func.jvp(lambda x: ops.fff(x, *weights, backend="native"), (x,), (x,))
 
 
-def test_operator_checks_for_itself():
+def test_operator_checks_its_arguments():
     assert native.available()
     x, weight_in, bias_in, weight_out = make((3,), 8, 2, 2)
     fff = torch.ops.ultrafastbert.fff
@@ -170,8 +168,8 @@ def test_operator_checks_for_itself():
         ((x, weight_in[:, :6], bias_in, weight_out), ValueError, "weight_in has 6 nodes"),
         ((x, weight_in, bias_in[:1], weight_out), ValueError, "bias_in has shape"),
         ((x, weight_in, bias_in, weight_out[:1]), ValueError, "weight_out has shape"),
-        ((x, weight_in, bias_in.double(), weight_out), TypeError, "bias_in is of dtype"),
-        (tuple(t.to(torch.float8_e4m3fn) for t in (x, weight_in, bias_in, weight_out)), TypeError, "x is of dtype"),
+        ((x, weight_in, bias_in.double(), weight_out), TypeError, "bias_in has dtype"),
+        (tuple(t.to(torch.float8_e4m3fn) for t in (x, weight_in, bias_in, weight_out)), TypeError, "x has dtype"),
     ):
         with pytest.raises(error, match=message):
             fff(*wrong)
@@ -179,7 +177,7 @@ def test_operator_checks_for_itself():
 
 # ---------------------------------------------------------------------------------------------------- building
 
-# A compiler that takes half a second and copies the library that this session has already built.
+# A compiler that sleeps and then copies the library that has already been built.
 COMPILER = """#!/bin/sh
 case "$*" in *--version*) echo test compiler; exit;; esac
 echo run >> {log}
@@ -198,7 +196,7 @@ with torch.inference_mode():
 
 @pytest.fixture
 def environment(tmp_path):
-    """Returns the variables for a process whose compiler is the one above and whose build directory is empty."""
+    """Makes the environment of a process with the compiler above and an empty build directory."""
 
     def make_environment(seconds=0.5, **changes):
         compiler = tmp_path / "compiler"
@@ -227,7 +225,7 @@ def test_processes_that_start_together_build_once(environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_builder_stands_in_nobodys_way(environment, tmp_path):
+def test_a_killed_build_does_not_block_the_next_one(environment, tmp_path):
     builder = start(environment(seconds=60))
     while not (tmp_path / "log").exists():
         time.sleep(0.05)
@@ -241,8 +239,8 @@ def test_a_killed_builder_stands_in_nobodys_way(environment, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler, words", [("/nowhere/c++", "install g++"), ("false", "ended with code 1")])
-def test_without_a_compiler_one_warning_and_gather(environment, compiler, words):
+@pytest.mark.parametrize("compiler, words", [("/nowhere/c++", "install g++"), ("false", "exited with code 1")])
+def test_without_a_compiler_it_warns_once_and_uses_gather(environment, compiler, words):
     program = USE + "layer(torch.randn(2, 8)); layer(torch.randn(2, 8))"
     out, error = start(environment(CXX=compiler), program).communicate()
     assert out == "gather torch.Size([2, 8])\n", error
@@ -253,7 +251,7 @@ def test_without_a_compiler_one_warning_and_gather(environment, compiler, words)
 
 
 @pytest.mark.slow
-def test_a_library_built_ahead_needs_no_compiler(environment):
+def test_an_existing_library_needs_no_compiler(environment):
     command = [sys.executable, "-m", "ultrafastbert.ops.native.build"]
     built = subprocess.run(command, env=environment(seconds=0), capture_output=True, text=True, check=True)
     library, flags = built.stdout.splitlines()

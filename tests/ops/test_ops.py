@@ -1,4 +1,4 @@
-"""Every backend computes the function and the gradients of `reference`, on every shape, and refuses the rest."""
+"""Every backend computes the function and the gradients of `reference` for all shapes, and rejects wrong arguments."""
 
 import pytest
 import torch
@@ -38,17 +38,17 @@ def make(batch, hidden, trees, depth, dtype=torch.float32, bias=True, seed=0):
 
 
 def same_path(arguments, backend):
-    """Tokens whose paths agree with the reference's, bool (...), after bounding how many do not."""
+    """Returns which tokens have the same paths as in `reference`, bool (...), and bounds the number of others."""
     x, weight_in, bias_in, _ = arguments
     expected = ops.route(x, weight_in, bias_in, backend="reference")
     path = ops.route(x, weight_in, bias_in, backend=backend)
     assert path.dtype == torch.int64 and path.shape == expected.shape
     agree = (path == expected).flatten(-2).all(-1)
     decisions = expected[..., :-1].numel()
-    # a decision flips where the pre-activation is within rounding of zero: rare in float32, about one in a
-    # hundred with bfloat16's 8 bits
-    flips = (~agree).sum().item()
-    assert flips <= (0 if x.dtype == torch.float32 else 1 + 0.03 * decisions)
+    # a decision differs where the pre-activation is within rounding of zero: rarely in float32, about one in a
+    # hundred in bfloat16
+    differ = (~agree).sum().item()
+    assert differ <= (0 if x.dtype == torch.float32 else 1 + 0.03 * decisions)
     return agree
 
 
@@ -74,7 +74,7 @@ def test_gradcheck(backend, trees, depth, bias):
     for tensor in arguments:
         if tensor is not None:
             tensor.requires_grad_()
-    # no decision lies within gradcheck's step of its boundary, or the function would not be differentiable there
+    # with this seed no decision is within gradcheck's step of its boundary, where the function has a jump
     assert torch.autograd.gradcheck(lambda *a: ops.fff(*a, backend=backend), arguments, eps=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_gradients_agree_with_reference(backend, shape):
 
 
 @pytest.mark.parametrize("backend", list(ops.BACKENDS))
-def test_untouched_nodes_get_no_gradient(backend):
+def test_nodes_off_all_paths_get_no_gradient(backend):
     arguments = [t.requires_grad_() for t in make((3,), 16, 2, 5)]
     x, weight_in, bias_in, weight_out = arguments
     ops.fff(*arguments, backend=backend).sum().backward()
@@ -105,8 +105,8 @@ def test_untouched_nodes_get_no_gradient(backend):
 @pytest.mark.parametrize("backend", list(ops.BACKENDS))
 @settings(deadline=None, max_examples=40)
 @given(depth=st.integers(0, 7), trees=st.integers(1, 5), hidden=st.integers(1, 20), seed=st.integers(0, 2**16))
-def test_paths_are_paths(backend, depth, trees, hidden, seed):
-    """Each step goes to a child, and to the right one exactly when the pre-activation is positive."""
+def test_paths_follow_the_pre_activations(backend, depth, trees, hidden, seed):
+    """Each step goes to a child: the right one if the pre-activation is positive, otherwise the left one."""
     x, weight_in, bias_in, _ = make((4,), hidden, trees, depth, dtype=torch.float64, seed=seed)
     path = ops.route(x, weight_in, bias_in, backend=backend)
     assert path.shape == (4, trees, depth + 1) and path[..., 0].eq(0).all()
@@ -131,7 +131,7 @@ def test_zero_pre_activation_goes_left(backend):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("backend", list(ops.BACKENDS))
-def test_not_finite_input_stays_in_its_token(backend, value):
+def test_non_finite_input_does_not_change_other_tokens(backend, value):
     arguments = make((6,), 8, 2, 4)
     expected = ops.fff(*arguments, backend=backend)
     arguments[0][2, 3] = value
@@ -146,7 +146,7 @@ def test_not_finite_input_stays_in_its_token(backend, value):
 @pytest.mark.parametrize("backend", list(ops.BACKENDS))
 def test_autocast_computes_in_its_dtype(backend):
     arguments = make((9,), 16, 2, 3)
-    arguments[0] = arguments[0].bfloat16()  # what the layer before hands over under autocast
+    arguments[0] = arguments[0].bfloat16()  # the output of the previous layer under autocast
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = ops.fff(*arguments, backend=backend)
     expected = ops.fff(*[t.bfloat16() for t in arguments], backend=backend)
@@ -168,7 +168,7 @@ def test_compiles_without_graph_break(backend):
     torch.testing.assert_close(compiled(*arguments), ops.fff(*arguments, backend=backend))
 
 
-def test_not_contiguous_arguments():
+def test_non_contiguous_arguments():
     x, weight_in, bias_in, weight_out = make((6, 4), 16, 2, 3)
     expected = ops.fff(x, weight_in, bias_in, weight_out, backend="reference")
     for backend in FAST:
@@ -186,29 +186,29 @@ def test_not_contiguous_arguments():
     "change, error, message",
     [
         ({"x": torch.zeros(2, 7)}, ValueError, r"x has shape \(2, 7\); it should be \(\.\.\., 8\)"),
-        ({"x": torch.zeros(2, 8, dtype=torch.long)}, TypeError, "x is of dtype torch.int64"),
+        ({"x": torch.zeros(2, 8, dtype=torch.long)}, TypeError, "x has dtype torch.int64"),
         (
             {"x": torch.zeros(2, 8).double()},
             TypeError,
-            "weight_in is of dtype torch.float32; it should be that of x",
+            "weight_in has dtype torch.float32; it should have the dtype of x",
         ),
         ({"weight_in": torch.zeros(7, 8)}, ValueError, r"weight_in has shape \(7, 8\)"),
-        ({"weight_in": torch.zeros(2, 6, 8)}, ValueError, "weight_in has 6 nodes a tree"),
+        ({"weight_in": torch.zeros(2, 6, 8)}, ValueError, "weight_in has 6 nodes per tree"),
         ({"bias_in": torch.zeros(2, 8)}, ValueError, r"bias_in has shape \(2, 8\); it should be \(2, 7\)"),
         ({"weight_out": torch.zeros(2, 3, 8)}, ValueError, r"weight_out has shape \(2, 3, 8\)"),
-        ({"weight_out": torch.zeros(2, 7, 8, dtype=torch.bfloat16)}, TypeError, "weight_out is of dtype"),
+        ({"weight_out": torch.zeros(2, 7, 8, dtype=torch.bfloat16)}, TypeError, "weight_out has dtype"),
         ({"bias_in": torch.zeros(2, 7, device="meta")}, ValueError, "bias_in is on device meta"),
         ({"backend": "fast"}, ValueError, "'fast'; it should be one of reference, dense, gather"),
     ],
 )
-def test_wrong_arguments_are_named(change, error, message):
+def test_errors_name_the_argument(change, error, message):
     x, weight_in, bias_in, weight_out = make((2,), 8, 2, 2)
     arguments = {"x": x, "weight_in": weight_in, "bias_in": bias_in, "weight_out": weight_out} | change
     with pytest.raises(error, match=message):
         ops.fff(**arguments)
 
 
-def test_environment_names_the_backend(monkeypatch):
+def test_environment_variable_sets_the_backend(monkeypatch):
     arguments = make((2,), 8, 2, 2)
     monkeypatch.setenv("UFB_FFF_BACKEND", "gather")
     assert torch.equal(ops.fff(*arguments), ops.fff(*arguments, backend="gather"))

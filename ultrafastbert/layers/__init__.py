@@ -1,1 +1,1 @@
-"""Layers as modules: fast feedforward trees, soft trees, and the layers that they are compared with."""
+"""Layers: fast feedforward trees (`FFF`), soft trees (`SoftFFF`), and the baselines that they are compared with."""

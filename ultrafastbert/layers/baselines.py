@@ -1,7 +1,4 @@
-"""What fast feedforward trees are compared with: an ordinary feedforward layer and a mixture of experts.
-
-They have the interface of `SoftFFF`: sizes, widths, and `auxiliary_loss`.
-"""
+"""Baselines for soft trees, with the same interface: a feedforward layer and a mixture of experts."""
 
 from collections.abc import Callable
 
@@ -9,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, softplus
 
-from ultrafastbert.layers.blocks import BlockLayer, grouped_feedforward, init_blocks
+from ultrafastbert.layers.blocks import BlockLayer, at_least_float32, grouped_feedforward, init_blocks
 from ultrafastbert.utils.validation import NOT_NEGATIVE, check, integer
 
 LEAST_NOISE = 1e-6
-"""Standard deviation below which a gate's noise does not go, so that the probability in the load loss is defined."""
+"""The smallest standard deviation of a gate's noise, so that the probability in the load loss is defined."""
 
 
 class FeedForward(BlockLayer):
@@ -41,32 +38,33 @@ class FeedForward(BlockLayer):
         self.contract = nn.Linear(width, output_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Evaluates the layer: `(..., input_size)` -> `(..., output_size)`."""
         output = self.contract(self.activate(self.expand(self.tokens(x))))
         return output.view(*x.shape[:-1], self.output_size)
 
 
 class MixtureOfExperts(BlockLayer):
-    """The sparsely gated mixture of experts: of `experts` small feedforward networks a token uses the k best.
+    """The sparsely gated mixture of experts, small feedforward networks of which each token uses the k best.
 
-    A linear gate scores the experts; in training, noise whose deviation is learned is added to the scores. The softmax
-    over the k highest scores weighs the experts' outputs. Two losses keep experts from being left out: the squared
-    coefficients of variation of the experts' importance (the batch sum of their weights) and of their load (a smooth
-    estimate of how many tokens they get).
+    A linear gate scores the experts. In training, noise with a learned standard deviation is added to the scores. The
+    softmax over the k highest scores weights the experts' outputs. Two losses keep all experts in use: the squared
+    coefficients of variation of the experts' importance (the sum of their weights over the batch) and of their load (a
+    smooth estimate of their number of tokens).
 
     Args:
         input_size, expert_size, output_size: an expert is Linear(input_size, expert_size), activation, dropout,
             Linear(expert_size, output_size).
-        experts: how many there are.
-        k: how many a token uses, from 1 to `experts`. With 1 the weight is always 1, and the gate gets no gradient
-            from the output.
-        activation: a class of elementwise modules, or a function that makes one.
-        dropout: probability that a neuron of an expert is left out, in training.
+        experts: number of experts.
+        k: number of experts that a token uses, from 1 to `experts`. With 1 the weight is always 1, so the output gives
+            the gate no gradient.
+        activation: a class of elementwise modules, or a function that returns one.
+        dropout: probability that a neuron of an expert is dropped in training.
         importance, load: weights of the two losses in `auxiliary_loss`.
 
     Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `gate_weight (experts, input_size)`,
     `noise_weight (experts, input_size)`, `expert_weight_in (experts, expert_size, input_size)`,
     `expert_bias_in (experts, expert_size)`, `expert_weight_out (experts, expert_size, output_size)`,
-    `expert_bias_out (experts, output_size)`. The sizes count a neuron for each expert's score.
+    `expert_bias_out (experts, output_size)`. The sizes include one neuron per expert for its score.
 
     Raises:
         ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
@@ -105,7 +103,7 @@ class MixtureOfExperts(BlockLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Experts as `torch.nn.Linear` initialises its layers; the gate zero, so that noise alone spreads the tokens.
+        """Initialises experts like `torch.nn.Linear` and the gate with zeros, so that noise spreads the tokens.
 
         Source of the zeros: arXiv 1701.06538, appendix A.
         """
@@ -114,6 +112,7 @@ class MixtureOfExperts(BlockLayer):
         nn.init.zeros_(self.noise_weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Evaluates the layer: `(..., input_size)` -> `(..., output_size)`. In training, sets `auxiliary_loss`."""
         tokens = self.tokens(x)
         gates, chosen = self._gate(tokens)
         outputs = grouped_feedforward(tokens, chosen, *self._experts(), self.activate)
@@ -121,19 +120,20 @@ class MixtureOfExperts(BlockLayer):
         return output.view(*x.shape[:-1], self.output_size)
 
     def extra_repr(self) -> str:
+        """Returns the arguments for `repr`."""
         return (
             f"input_size={self.input_size}, expert_size={self.expert_size}, output_size={self.output_size}, "
             f"experts={self.experts}, k={self.k}, importance={self.importance}, load={self.load}"
         )
 
-    def _experts(self):
+    def _experts(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.expert_weight_in, self.expert_bias_in, self.expert_weight_out, self.expert_bias_out
 
-    def _gate(self, x):
-        """Weights and numbers of the chosen experts, both `(tokens, k)`; in training, leaves the losses."""
-        clean = scores = _at_least_float32(linear(x, self.gate_weight))
+    def _gate(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns weights and indices of the chosen experts, both `(tokens, k)`. In training, sets the losses."""
+        clean = scores = at_least_float32(linear(x, self.gate_weight))
         if self.training:
-            noise = softplus(_at_least_float32(linear(x, self.noise_weight))).clamp(min=LEAST_NOISE)
+            noise = softplus(at_least_float32(linear(x, self.noise_weight))).clamp(min=LEAST_NOISE)
             scores = clean + torch.randn_like(clean) * noise
         highest, ranking = scores.topk(min(self.k + 1, self.experts), dim=1)
         gates, chosen = highest[:, : self.k].softmax(1), ranking[:, : self.k]
@@ -144,11 +144,13 @@ class MixtureOfExperts(BlockLayer):
             self.auxiliary_loss = self.importance * variations[0] + self.load * variations[1]
         return gates, chosen
 
-    def _probability_chosen(self, clean, noise, scores, highest):
-        """For each token and expert, how probably it is chosen if its noise alone is drawn again: `(tokens, experts)`.
+    def _probability_chosen(
+        self, clean: torch.Tensor, noise: torch.Tensor, scores: torch.Tensor, highest: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the probability that a token chooses an expert if only its noise is redrawn: `(tokens, experts)`.
 
-        An expert is chosen if its score is above the k-th highest of the others: for a chosen one the (k+1)-th of
-        all, else the k-th of all.
+        An expert is chosen if its score exceeds the k-th highest of the others. For an expert that is chosen now, this
+        is the (k+1)-th highest of all; for another one, the k-th highest of all.
         """
         if self.k == self.experts:
             return torch.ones_like(clean)
@@ -157,10 +159,6 @@ class MixtureOfExperts(BlockLayer):
         return torch.special.ndtr((clean - threshold) / noise)
 
 
-def _at_least_float32(scores):
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def _squared_variation(values):
-    """The squared coefficient of variation, variance over squared mean, of `(experts,)`; 0 where all are zero."""
+def _squared_variation(values: torch.Tensor) -> torch.Tensor:
+    """Returns the squared coefficient of variation, variance over squared mean, of `(experts,)`; 0 if all are zero."""
     return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)

@@ -1,28 +1,29 @@
-"""FFF: the layer of fast feedforward trees that takes the place of a transformer's feedforward block.
+"""FFF: a layer of fast feedforward trees that replaces the feedforward layer of a transformer.
 
-The layer owns parameters and their initialisation; the mathematics is in `ultrafastbert.ops`. Parameters are
-node-major, so the neurons of a path are contiguous rows. Depth 0 is a dense layer of `trees` neurons.
+The layer has the parameters and their initialisation; the mathematics is in `ultrafastbert.ops`. Parameters are
+node-major: the weights of a neuron are contiguous. Depth 0 is a dense layer of `trees` neurons.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from ultrafastbert import ops
 from ultrafastbert.utils.sizes import MAX_DEPTH
-from ultrafastbert.utils.validation import check, integer
+from ultrafastbert.utils.validation import check, integer, one_of
 
 
 class FFF(nn.Module):
-    """`trees` binary trees of neurons, of which each token uses the `depth + 1` on one root-to-leaf path.
+    """Binary trees of neurons. In each tree, a token uses the `depth + 1` neurons on one root-to-leaf path.
 
     Args:
         hidden_size: width of input and output.
         depth: levels below the root, at least 0; a tree has 2^(depth+1) - 1 neurons.
-        trees: how many trees are evaluated side by side, their outputs added.
-        bias: whether the neurons have a bias; it also shifts the decision.
-        backend: the operator's backend (`ultrafastbert.ops.BACKENDS`); None picks one at every call.
+        trees: number of trees; their outputs are added.
+        bias: whether the neurons have a bias, which also shifts their decisions.
+        backend: a key of `ultrafastbert.ops.BACKENDS`; None chooses one in every call.
 
     Shapes: `(..., hidden_size)` -> `(..., hidden_size)`. Parameters: `weight_in (trees, nodes, hidden_size)`,
     `bias_in (trees, nodes)` or None, `weight_out (trees, nodes, hidden_size)`.
@@ -36,8 +37,7 @@ class FFF(nn.Module):
         check("hidden_size", hidden_size, integer(1))
         check("depth", depth, integer(0, MAX_DEPTH))
         check("trees", trees, integer(1))
-        if backend is not None and backend not in ops.BACKENDS:
-            raise ValueError(f"backend is {backend!r}; it should be None or one of {', '.join(ops.BACKENDS)}")
+        check("backend", backend, one_of(None, *ops.BACKENDS))
         self.hidden_size, self.depth, self.trees, self.backend = hidden_size, depth, trees, backend
         nodes = 2 ** (depth + 1) - 1
         self.weight_in = nn.Parameter(torch.empty(trees, nodes, hidden_size))
@@ -46,12 +46,11 @@ class FFF(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Decisions that are even and steady from the start, outputs that start small.
+        """Initialises the weights from normal distributions and the biases with zeros.
 
-        `weight_in` is normal with standard deviation 1/sqrt(hidden_size): normalised tokens get pre-activations of
-        unit variance. `weight_out` is normal with 0.02: with the larger weights that a fan-in of `depth + 1` neurons
-        suggests, trees trained to the same loss but gathered their tokens in few leaves
-        (docs/results/initialisation.md). Biases are zero.
+        The standard deviation of `weight_in` is 1/sqrt(hidden_size), so that normalised tokens get pre-activations of
+        unit variance. That of `weight_out` is 0.02. With the larger weights that a fan-in of `depth + 1` neurons
+        suggests, trees reached the same loss, but most tokens went to few leaves (docs/results/initialisation.md).
         """
         nn.init.normal_(self.weight_in, std=1 / math.sqrt(self.hidden_size))
         if self.bias_in is not None:
@@ -59,18 +58,20 @@ class FFF(nn.Module):
         nn.init.normal_(self.weight_out, std=0.02)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        try:  # nn.Module's own way to find three parameters takes longer than the arithmetic of a token
-            parameters = self._parameters
+        """Evaluates the trees: `(..., hidden_size)` -> `(..., hidden_size)`; see `ops.fff`."""
+        try:  # nn.Module's attribute access takes longer than the arithmetic of one token
+            parameters: dict[str, Any] = self._parameters
             weights = parameters["weight_in"], parameters["bias_in"], parameters["weight_out"]
-        except KeyError:  # parametrized, pruned or sharded: they are attributes of another kind
+        except KeyError:  # parametrized, pruned or sharded weights are not in this dictionary
             weights = self.weight_in, self.bias_in, self.weight_out
         return ops.fff(x, *weights, backend=self.backend)
 
     def route(self, x: torch.Tensor) -> torch.Tensor:
-        """The paths of the tokens: `(..., hidden_size)` -> int64 `(..., trees, depth + 1)`; see `ops.route`."""
+        """Returns the tokens' paths: `(..., hidden_size)` -> int64 `(..., trees, depth + 1)`; see `ops.route`."""
         return ops.route(x, self.weight_in, self.bias_in, backend=self.backend)
 
     def extra_repr(self) -> str:
+        """Returns the sizes for `repr`."""
         return (
             f"hidden_size={self.hidden_size}, trees={self.trees}, depth={self.depth}, bias={self.bias_in is not None}"
         )

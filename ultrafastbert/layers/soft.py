@@ -1,12 +1,12 @@
-"""SoftFFF: a tree that learns to divide its input space into regions, with a small feedforward network for each.
+"""SoftFFF: a tree that learns to divide its input space into regions, each with a small feedforward network.
 
-- Training mixes the outputs of all leaves by the probabilities of their paths, which gives decisions a gradient. The
-  mixture weights are applied to the leaves' hidden neurons, so all leaves together are two products, as an ordinary
-  layer of as many neurons would be, and the output of each single leaf is never in memory.
-- Inference takes one path and evaluates the leaf at its end, together for all tokens that reach it.
+- Training mixes the outputs of all leaves by the probabilities of their paths, so that decisions have a gradient. The
+  mixture weights multiply the leaves' hidden neurons. So all leaves together are two matrix products, like a dense
+  layer with as many neurons, and the outputs of single leaves are never in memory.
+- Inference takes one path and evaluates the leaf at its end, in one product for all tokens at this leaf.
 
-Nodes and leaves are numbered as in FFF. There every node on the path is a neuron that decides and adds to the output;
-here nodes only decide and leaves only compute. docs/soft.md says when to take which.
+Nodes and leaves are numbered as in FFF. In FFF every node on the path is a neuron that decides and adds to the output;
+here nodes only decide and leaves only compute. docs/soft.md compares the two.
 
 Source: arXiv 2308.14711, algorithm 1.
 """
@@ -19,41 +19,41 @@ from torch import nn
 from torch.nn.functional import linear, softplus
 
 from ultrafastbert import ops
-from ultrafastbert.layers.blocks import BlockLayer, grouped_feedforward, init_blocks, init_linear
+from ultrafastbert.layers.blocks import BlockLayer, at_least_float32, grouped_feedforward, init_blocks, init_linear
 from ultrafastbert.utils.sizes import MAX_DEPTH
-from ultrafastbert.utils.validation import FRACTION, check, integer
+from ultrafastbert.utils.validation import FRACTION, at_least, check, integer
 
 ALL_NODES_DEPTH = 6
-"""Up to here, inference multiplies a token with all nodes, not with those on its path alone, which on a CPU takes as
-long or longer (docs/benchmarks/soft.md)."""
+"""Up to this depth, inference multiplies each token with all nodes. Multiplying it only with those on its path is not
+faster on a CPU (docs/benchmarks/soft.md)."""
 
 
 def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """The entropy of going right with probability sigmoid(logit), element by element: 0 to log 2. [nats]"""
-    # It is even in the logit. With a = |logit| it is -log p + (1 - p) a, two terms of one sign, which stays exact
-    # however hard the decision is.
+    """Returns the entropy of going right with probability sigmoid(logit), elementwise: 0 to log 2, in nats."""
+    # The entropy is even in the logit. With a = |logit| and p = sigmoid(a) it is -log p + (1 - p) a, two terms of
+    # equal sign, so that it is accurate for any logit.
     magnitude = logits.abs()
     return softplus(-magnitude) + (-magnitude).sigmoid() * magnitude
 
 
 class SoftFFF(BlockLayer):
-    """A binary tree of `2^depth - 1` nodes, which decide, over `2^depth` leaves, small feedforward networks.
+    """A binary tree of `2^depth - 1` nodes, which decide, and `2^depth` leaves, which are small feedforward networks.
 
-    Node i has the children 2i + 1 and 2i + 2; its network computes the logit of the probability of the right one.
+    Node i has the children 2i + 1 and 2i + 2. It computes the logit of the probability of the right child.
     Leaf j has the heap index `2^depth - 1 + j`.
 
     Args:
         input_size, leaf_size, output_size: a leaf is Linear(input_size, leaf_size), activation, dropout,
             Linear(leaf_size, output_size).
-        depth: decisions on a path, at least 0; at 0 the layer is an ordinary feedforward layer.
-        node_size: at 1 a node is a single linear neuron, and its boundary a plane; above, it is
+        depth: number of decisions on a path, at least 0; with 0 the layer is an ordinary feedforward layer.
+        node_size: with 1 a node is a linear neuron, whose boundary is a plane; otherwise it is
             Linear(input_size, node_size), activation, Linear(node_size, 1).
-        activation: a class of elementwise modules, or a function that makes one.
-        dropout: probability that a leaf's neuron is left out in training.
-        region_leak: probability that, in training, the decision p of a node about a token becomes 1 - p.
-        hardening: weight h of the hardening loss. May be set at any time: `math.inf` freezes the nodes, another value
-            thaws them.
-        train_hard: train with hard paths, as in inference; then nodes get no gradient.
+        activation: a class of elementwise modules, or a function that returns one.
+        dropout: probability that a leaf's neuron is dropped in training.
+        region_leak: probability that a node's decision p about a token becomes 1 - p, in training.
+        hardening: weight h of the hardening loss. It can be set at any time: `math.inf` freezes the nodes, and another
+            value unfreezes them.
+        train_hard: train with hard paths, as in inference. The nodes get no gradient.
 
     Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `node_weight_in (nodes, node_size, input_size)`,
     `node_bias_in (nodes, node_size)`; `node_weight_out (nodes, node_size)` and `node_bias_out (nodes,)`, None if
@@ -61,11 +61,10 @@ class SoftFFF(BlockLayer):
     `leaf_weight_out (leaves, leaf_size, output_size)`, `leaf_bias_out (leaves, output_size)`.
 
     Attributes:
-        node_entropy: `(nodes,)`, how undecided each node was in the last forward pass in training mode: the mean over
-            all tokens, padding included, of the entropy of its decision, in nats, leaks disregarded. Zero with
-            `train_hard`.
-        auxiliary_loss: the hardening loss: h times the sum of `node_entropy`. The paper writes a sum over the batch;
-            with the mean, h means the same for batches of all sizes.
+        node_entropy: `(nodes,)`, the entropy of each node's decision in nats, without leaks: the mean over all tokens
+            (including padding) of the last forward pass in training mode. Zero with `train_hard`.
+        auxiliary_loss: the hardening loss, h times the sum of `node_entropy`. The paper sums over the batch; with the
+            mean, the effect of h does not depend on the batch size.
 
     Raises:
         ValueError: an argument out of range; in the forward pass, an x that is not `(..., input_size)`.
@@ -109,57 +108,62 @@ class SoftFFF(BlockLayer):
 
     @property
     def hardening(self) -> float:
+        """The weight of the hardening loss."""
         return self._hardening
 
     @hardening.setter
-    def hardening(self, hardening: float):
-        if not hardening >= 0:
-            raise ValueError(f"hardening is {hardening}; it should be a number from 0 to infinity")
+    def hardening(self, hardening: float) -> None:
+        check("hardening", hardening, at_least(0))
         if self.train_hard and 0 < hardening < math.inf:
-            raise ValueError(f"hardening is {hardening}; with train_hard, where no node is trained, it should be 0")
+            raise ValueError(f"hardening is {hardening}; with train_hard, which trains no nodes, it should be 0")
         self._hardening = hardening
         for name, parameter in self.named_parameters():
             if name.startswith("node_"):
                 parameter.requires_grad_(hardening < math.inf)
 
     def reset_parameters(self) -> None:
-        """Initialises the layers of every node and leaf as `torch.nn.Linear` does, uniformly, according to fan-in."""
+        """Initialises the nodes and leaves like layers of `torch.nn.Linear`."""
         init_blocks(*self._leaves())
         init_linear(self.node_weight_in, self.node_bias_in, fan_in=self.input_size)
-        if self.node_size > 1:
+        if self.node_weight_out is not None and self.node_bias_out is not None:
             init_linear(self.node_weight_out, self.node_bias_out, fan_in=self.node_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Evaluates the layer: `(..., input_size)` -> `(..., output_size)`.
+
+        Mixes all leaves in training without `train_hard`, otherwise evaluates one leaf per token. In training, sets
+        `node_entropy` and `auxiliary_loss`.
+        """
         tokens = self.tokens(x)
         soft = self.training and not self.train_hard
         output = self._mix(tokens) if soft else self._choose(tokens)
         return output.view(*x.shape[:-1], self.output_size)
 
     def mixture(self, x: torch.Tensor) -> torch.Tensor:
-        """The probability of each leaf, leaks disregarded: `(..., input_size)` -> `(..., leaves)`, adding up to 1.
+        """Returns the probability of each leaf, without leaks: `(..., input_size)` -> `(..., leaves)`.
 
-        It is of the dtype of x, and at least float32.
+        The dtype is that of x, at least float32.
         """
         mixture = self._mixture(self.node_logits(self.tokens(x)))
         return mixture.view(*x.shape[:-1], mixture.shape[1])
 
     def node_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """What every node decides by, leaks disregarded: `(..., input_size)` -> `(..., nodes)`, right if positive.
+        """Returns the logit of each node's right child, without leaks: `(..., input_size)` -> `(..., nodes)`.
 
-        Its sigmoid is the probability of the right child. It is of the dtype of x, and at least float32.
+        The dtype is that of x, at least float32.
         """
         logits = linear(self.tokens(x), self.node_weight_in.flatten(0, 1), self.node_bias_in.flatten())
         if self.node_size > 1:
             hidden = self.activation(logits).unflatten(1, self.node_bias_in.shape)
             logits = (hidden * self.node_weight_out).sum(2) + self.node_bias_out
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(logits)
         return logits.view(*x.shape[:-1], logits.shape[1])
 
     @torch.no_grad()
     def route(self, x: torch.Tensor) -> torch.Tensor:
-        """The hard paths: `(..., input_size)` -> int64 `(..., 1, depth + 1)` of heap indices, from the root, 0.
+        """Returns the hard paths: `(..., input_size)` -> int64 `(..., 1, depth + 1)`, heap indices from the root, 0.
 
-        A token goes right where the logit is positive; leaks are disregarded.
+        A token goes right if the logit is positive, without leaks.
         """
         levels = torch.arange(self.depth, -1, -1, device=x.device)
         leaf = self._walk(self.tokens(x)).unsqueeze(1)
@@ -167,7 +171,7 @@ class SoftFFF(BlockLayer):
         return path.view(*x.shape[:-1], 1, self.depth + 1)
 
     def usage(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How many of the tokens `(..., input_size)` pass through each node and end at each leaf, on hard paths.
+        """Counts the tokens `(..., input_size)` that pass through each node and that end at each leaf, on hard paths.
 
         Returns:
             int64 `(nodes,)` and `(leaves,)`.
@@ -177,20 +181,20 @@ class SoftFFF(BlockLayer):
         return counts[: leaves - 1], counts[leaves - 1 :]
 
     def extra_repr(self) -> str:
+        """Returns the arguments for `repr`."""
         return (
             f"input_size={self.input_size}, leaf_size={self.leaf_size}, output_size={self.output_size}, "
             f"depth={self.depth}, node_size={self.node_size}, region_leak={self.region_leak}, "
             f"hardening={self.hardening}, train_hard={self.train_hard}"
         )
 
-    def _leaves(self):
+    def _leaves(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.leaf_weight_in, self.leaf_bias_in, self.leaf_weight_out, self.leaf_bias_out
 
-    # soft: `(tokens, input_size)` -> `(tokens, output_size)` through all leaves
-
-    def _mix(self, x):
+    def _mix(self, x: torch.Tensor) -> torch.Tensor:
+        """Mixes all leaves: `(tokens, input_size)` -> `(tokens, output_size)`."""
         logits = self.node_logits(x)
-        self._measure_hardness(logits)
+        self._set_entropy(logits)
         if self.region_leak > 0:
             leaks = torch.rand_like(logits) < self.region_leak
             logits = torch.where(leaks, -logits, logits)  # 1 - sigmoid(z) is sigmoid(-z)
@@ -200,25 +204,24 @@ class SoftFFF(BlockLayer):
         weighted = hidden.unflatten(1, bias_in.shape) * mixture.unsqueeze(2)
         return torch.addmm(mixture @ bias_out, weighted.flatten(1), weight_out.flatten(0, 1))
 
-    def _mixture(self, logits):
+    def _mixture(self, logits: torch.Tensor) -> torch.Tensor:
         """`(tokens, nodes)` -> `(tokens, leaves)`: level by level, a node divides its weight between its children."""
-        left, right = (-logits).sigmoid(), logits.sigmoid()  # 1 - sigmoid(z) would lose the digits of what is small
+        left, right = (-logits).sigmoid(), logits.sigmoid()  # 1 - sigmoid(z) is inaccurate where it is small
         mixture = logits.new_ones(len(logits), 1)
         for level in range(self.depth):
             nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
             mixture = (mixture.unsqueeze(2) * torch.stack((left[:, nodes], right[:, nodes]), dim=2)).flatten(1)
         return mixture
 
-    def _measure_hardness(self, logits):
+    def _set_entropy(self, logits: torch.Tensor) -> None:
         weight = self.hardening if self.hardening < math.inf else 0.0
         entropy = decision_entropy(logits if weight > 0 else logits.detach())
         entropy = entropy.sum(0) / max(1, len(entropy))
         self.node_entropy = entropy.detach()
         self.auxiliary_loss = weight * entropy.sum()
 
-    # hard: `(tokens, input_size)` -> `(tokens, output_size)` through one leaf
-
-    def _choose(self, x):
+    def _choose(self, x: torch.Tensor) -> torch.Tensor:
+        """Evaluates one leaf per token: `(tokens, input_size)` -> `(tokens, output_size)`."""
         leaf = self._walk(x, self.region_leak if self.training else 0.0) - (2**self.depth - 1)
         if self.training:
             self.node_entropy = torch.zeros_like(self.node_bias_in[:, 0])
@@ -226,7 +229,7 @@ class SoftFFF(BlockLayer):
         return grouped_feedforward(x, leaf.unsqueeze(1), *self._leaves(), self.activate).squeeze(1)
 
     @torch.no_grad()
-    def _walk(self, x, leak=0.0):
+    def _walk(self, x: torch.Tensor, leak: float = 0.0) -> torch.Tensor:
         """`(tokens, input_size)` -> int64 `(tokens,)`, the heap indices of the leaves on hard paths."""
         node = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         if self.depth <= ALL_NODES_DEPTH:
@@ -235,24 +238,24 @@ class SoftFFF(BlockLayer):
                 node = torch.add(turns.gather(1, node), node, alpha=2)
             return node.squeeze(1)
         steps = self.depth
-        if self.node_size == 1 and leak == 0:  # but for the last decision, the nodes are such a tree as FFF has
+        if self.node_size == 1 and leak == 0:  # FFF's operator finds the path to the last node
             node = ops.route(x, self.node_weight_in.transpose(0, 1), self.node_bias_in.T)[:, 0, -1:]
             steps = 1
         for _ in range(steps):
             node = torch.add(_turns(self._logits_at(node.squeeze(1), x), leak).unsqueeze(1), node, alpha=2)
         return node.squeeze(1)
 
-    def _logits_at(self, node, x):
-        """Of one node a token: int64 `(tokens,)`, `(tokens, input_size)` -> `(tokens,)`."""
+    def _logits_at(self, node: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Returns the logit of one node per token: int64 `(tokens,)`, `(tokens, input_size)` -> `(tokens,)`."""
         weight = self.node_weight_in[node]
         logits = torch.linalg.vecdot(weight, x.unsqueeze(1).to(weight.dtype)) + self.node_bias_in[node]
-        if self.node_size == 1:
+        if self.node_weight_out is None or self.node_bias_out is None:
             return logits.squeeze(1)
         return (self.activation(logits) * self.node_weight_out[node]).sum(1) + self.node_bias_out[node]
 
 
-def _turns(logits, leak):
-    """What a decision adds to twice the index of its node: int64, 1 to go left and 2 to go right."""
+def _turns(logits: torch.Tensor, leak: float) -> torch.Tensor:
+    """Returns int64, 1 to go left and 2 to go right: the child of node i is 2i + 1 or 2i + 2."""
     right = logits > 0
     if leak > 0:
         right ^= torch.rand_like(logits) < leak

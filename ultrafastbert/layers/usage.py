@@ -1,4 +1,4 @@
-"""How evenly the tokens of a model spread over the leaves of its trees.
+"""Counts how many tokens go to each leaf of a model's trees, and measures how even the counts are.
 
 A tree that sends all tokens to a few leaves has collapsed: most of its neurons are no longer used.
 """
@@ -6,7 +6,8 @@ A tree that sends all tokens to a few leaves has collapsed: most of its neurons 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -16,35 +17,36 @@ from ultrafastbert.layers.soft import SoftFFF
 
 
 def tree_layers(model: nn.Module) -> list[FFF | SoftFFF]:
-    """The layers of trees with decisions (depth at least 1), from the first to the last."""
+    """Returns the layers of trees with decisions (depth at least 1), from first to last."""
     return [module for module in model.modules() if isinstance(module, FFF | SoftFFF) and module.depth > 0]
 
 
 def leaves(layer: FFF | SoftFFF, x: torch.Tensor) -> torch.Tensor:
-    """The leaf of each input in each tree: `(..., input)` -> int64 `(..., trees)`, from 0 to 2^depth - 1."""
+    """Returns the leaf of each input in each tree: `(..., input)` -> int64 `(..., trees)`, from 0 to 2^depth - 1."""
     return layer.route(x)[..., -1] - (2**layer.depth - 1)
 
 
 @contextmanager
 def observe_inputs(layers: list[FFF | SoftFFF], observe: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
     """Within the context, calls `observe(index, input)` before each forward pass of each layer."""
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, index=index: observe(index, inputs[0]))
-        for index, layer in enumerate(layers)
-    ]
+
+    def hook(index: int, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        observe(index, inputs[0])
+
+    handles = [layer.register_forward_pre_hook(partial(hook, index)) for index, layer in enumerate(layers)]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class LeafCounter:
-    """Within its context, counts the tokens at each leaf of each layer of trees.
+    """Counts the tokens at each leaf of each layer of trees, within its context.
 
     Attributes:
         layers: the layers of trees, from `tree_layers`.
-        counts: a tensor per layer, int64 `(trees, leaves)`.
+        counts: one tensor per layer, int64 `(trees, leaves)`.
     """
 
     def __init__(self, model: nn.Module):
@@ -59,7 +61,7 @@ class LeafCounter:
         self._observing.__enter__()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._observing.__exit__(*exception)
 
     def _observe(self, index: int, x: torch.Tensor) -> None:
@@ -69,20 +71,20 @@ class LeafCounter:
         self.counts[index].scatter_add_(1, leaf.T, torch.ones_like(leaf.T))
 
     def usage(self) -> tuple[list[float], list[float]]:
-        """Per layer, averaged over its trees: the fraction of leaves used and the relative entropy of their use."""
+        """Returns `evenness` per layer: the fractions of leaves used and the relative entropies."""
         pairs = [evenness(counts) for counts in self.counts]
         return [used for used, _ in pairs], [entropy for _, entropy in pairs]
 
 
 def evenness(counts: torch.Tensor) -> tuple[float, float]:
-    """How evenly tokens are spread, averaged over trees.
+    """Measures how evenly tokens are distributed over leaves (or the nodes of a level), averaged over trees.
 
     Args:
-        counts: `(trees, places)`, tokens at each place.
+        counts: `(trees, leaves)`, the number of tokens at each leaf.
 
     Returns:
-        The fraction of places with at least one token, and the entropy of the distribution relative to that of a
-        uniform one (0: all tokens at one place, 1: uniform).
+        The fraction of leaves with at least one token, and the entropy of the distribution relative to the uniform one
+        (0: all tokens at one leaf, 1: uniform).
     """
     fraction = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(fraction).sum(dim=1).mean().item() / math.log(counts.shape[1])

@@ -1,29 +1,32 @@
-"""Only the neurons on the paths: their rows are gathered level by level, the outputs summed by `embedding_bag`.
+"""Only the neurons on the paths: their weights are gathered level by level, the outputs added by `embedding_bag`.
 
-The work is `depth + 1` neurons a tree and token, in plain PyTorch: the backend for CPUs without a compiler. It
-moves every row it uses through memory once a token, so shallow trees and large batches favour `dense`.
+Each token uses `depth + 1` neurons per tree, in plain PyTorch: this is the backend for CPUs without a compiler. It
+reads the weights of a neuron once per token, so `dense` is faster for shallow trees and large batches.
 """
 
 import torch
+from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag, gelu
 
 
-def fff(x, weight_in, bias_in, weight_out):
+def fff(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> Tensor:
+    """`ops.fff` for tokens `(tokens, hidden)`."""
     rows, pre_activation = _walk(x, weight_in, bias_in)
     activation = gelu(pre_activation).flatten(1)
     return embedding_bag(rows.flatten(1), weight_out.flatten(0, 1), mode="sum", per_sample_weights=activation)
 
 
-def route(x, weight_in, bias_in):
+def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
+    """`ops.route` for tokens `(tokens, hidden)`."""
     rows, _ = _walk(x, weight_in, bias_in)
     trees, nodes, _ = weight_in.shape
     return rows - nodes * torch.arange(trees, device=x.device).unsqueeze(-1)
 
 
-def _walk(x, weight_in, bias_in):
-    """(tokens, hidden) -> rows of the flattened trees that each path meets, and their pre-activations.
+def _walk(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the nodes on each path, as rows of the flattened trees, and their pre-activations.
 
-    Both (tokens, trees, depth + 1); rows are int64 in [0, trees * nodes).
+    Both have shape `(tokens, trees, depth + 1)`. Rows are int64 in [0, trees * nodes).
     """
     trees, nodes, _ = weight_in.shape
     weight_in = weight_in.flatten(0, 1)

@@ -1,20 +1,40 @@
-"""The fast feedforward operator as its definition reads: the truth that the other backends are tested against.
+"""The fast feedforward operator as it is defined: the other backends are tested against this one.
 
-Every token walks each tree from the root, one level at a time. Each node it meets is a neuron whose
-pre-activation does two things: through GeLU it adds the node's output row to the result, and by its sign it
-chooses the next node. Arithmetic is in float32 at least, whatever the dtype of the arguments.
+Every token walks each tree from the root, one level at a time. Each node on its path is a neuron. GeLU of the neuron's
+pre-activation weights the node's output row in the result, and the sign of the pre-activation chooses the next node.
+Arithmetic is in float32 or, for float64 arguments, in float64.
 
-Source: Belcak & Wattenhofer, "Exponentially Faster Language Modelling", arXiv 2311.10770, algorithm 1; with
-every node, leaves included, a GeLU neuron.
+Source: Belcak & Wattenhofer, "Exponentially Faster Language Modelling", arXiv 2311.10770, algorithm 1. Every node,
+including the leaves, is a GeLU neuron.
 """
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 from torch.nn.functional import gelu
 
 
-def _walk(x, weight_in, bias_in):
-    """Yields, level by level, the node that each token meets and its pre-activation, both (tokens, trees)."""
+def fff(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> Tensor:
+    """`ops.fff` for tokens `(tokens, hidden)`."""
+    weight_out = _at_least_float32(weight_out)
+    tree = torch.arange(weight_out.shape[0], device=x.device)
+    output = torch.zeros_like(x, dtype=weight_out.dtype)
+    for node, pre_activation in _walk(x, weight_in, bias_in):
+        output = output + (gelu(pre_activation).unsqueeze(-1) * weight_out[tree, node]).sum(1)
+    return output.to(x.dtype)
+
+
+def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
+    """`ops.route` for tokens `(tokens, hidden)`."""
+    return torch.stack([node for node, _ in _walk(x, weight_in, bias_in)], dim=-1)
+
+
+def _walk(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields, level by level, the node of each token and its pre-activation, both `(tokens, trees)`."""
     trees, nodes, _ = weight_in.shape
+    x, weight_in = _at_least_float32(x), _at_least_float32(weight_in)
+    bias_in = None if bias_in is None else _at_least_float32(bias_in)
     tree = torch.arange(trees, device=x.device)
     node = torch.zeros(x.shape[0], trees, dtype=torch.long, device=x.device)
     for _ in range(nodes.bit_length()):
@@ -25,20 +45,5 @@ def _walk(x, weight_in, bias_in):
         node = 2 * node + 1 + (pre_activation > 0).long()
 
 
-def route(x, weight_in, bias_in):
-    x, weight_in, bias_in = _at_least_float32(x, weight_in, bias_in)
-    return torch.stack([node for node, _ in _walk(x, weight_in, bias_in)], dim=-1)
-
-
-def fff(x, weight_in, bias_in, weight_out):
-    dtype = x.dtype
-    x, weight_in, bias_in, weight_out = _at_least_float32(x, weight_in, bias_in, weight_out)
-    tree = torch.arange(weight_in.shape[0], device=x.device)
-    output = torch.zeros_like(x)
-    for node, pre_activation in _walk(x, weight_in, bias_in):
-        output = output + (gelu(pre_activation).unsqueeze(-1) * weight_out[tree, node]).sum(1)
-    return output.to(dtype)
-
-
-def _at_least_float32(*tensors):
-    return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

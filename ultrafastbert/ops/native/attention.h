@@ -1,9 +1,9 @@
-// Self-attention over sequences that lie one after the other, without padding between them.
+// Self-attention over sequences that are stored one after the other, without padding.
 //
-// Both products of a head (scores, and weighted values) are one routine that multiplies a few rows by a packed matrix.
-// What it multiplies are units: pairs of bfloat16 where the processor has a dot product of them, else numbers widened
-// to the accumulator. A few queries' scores fit in the nearest cache whole, so the softmax needs no second pass over
-// them; it is taken in the accumulator's precision, and its sum divides the output last.
+// Both products of a head (scores and weighted values) use one routine, which multiplies a few rows by a packed
+// matrix. It multiplies units: pairs of bfloat16 where the processor has a dot product for them, otherwise numbers
+// widened to the accumulator's type. The scores of a few queries fit in the L1 cache, so an online softmax is not
+// needed. The softmax is computed in the accumulator's precision, and the output is divided by its sum.
 #pragma once
 
 #include <limits>
@@ -26,18 +26,18 @@ using Unit = std::conditional_t<PAIRED<T>, uint32_t, Accumulator<T>>;
 template <class T>
 constexpr int64_t LANES = STEP<T> / 2;  // accumulators in a vector
 template <class T>
-constexpr int64_t UNITS = PAIRED<T> ? LANES<T> : 2 * LANES<T>;  // in STEP numbers
+constexpr int64_t UNITS = PAIRED<T> ? LANES<T> : 2 * LANES<T>;  // units that hold STEP numbers
 
 constexpr int ROWS = 6;
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TILE = 2;  // Pairs beside each other: 24 of 32 registers for sums
+constexpr int TILE = 2;  // Pairs of columns at a time: the sums take 24 of 32 registers
 #else
-constexpr int TILE = 1;  // 12 of 16
+constexpr int TILE = 1;  // the sums take 12 of 16 registers
 #endif
 
 inline int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
 
-// STEP numbers, of which `count` are there (the others are 0), as units.
+// Reads STEP numbers as units. If `count` is less, the others are 0.
 template <class T>
 inline void read_units(const T* p, int64_t count, Vec<Unit<T>>* units) {
   if (count <= 0) {
@@ -69,7 +69,8 @@ inline void product(const Unit<T>* x, int64_t depth, const Unit<T>* y, int64_t c
   for (int64_t k = 0; k < depth; k++) {
 #pragma GCC unroll 2
     for (int j = 0; j < PAIRS; j++) {
-      auto a = read<Unit<T>>(y + k * columns + j * 2 * LANES<T>, 0), b = read<Unit<T>>(y + k * columns + j * 2 * LANES<T>, 1);
+      const Unit<T>* p = y + k * columns + j * 2 * LANES<T>;
+      auto a = read<Unit<T>>(p, 0), b = read<Unit<T>>(p, 1);
 #pragma GCC unroll 6
       for (int r = 0; r < ROWS; r++) {
         c[r][j].a = multiply_add<T>(c[r][j].a, x[r * depth + k], a);
@@ -80,7 +81,7 @@ inline void product(const Unit<T>* x, int64_t depth, const Unit<T>* y, int64_t c
   std::memcpy(sums, c, sizeof c);
 }
 
-// Calls `body(pairs, column)` for columns that are a multiple of a Pair's.
+// Calls `body(pairs, column)` for all columns, whole Pairs. `pairs` is a constant: TILE, then 1.
 template <class T, class Body>
 inline void for_tiles(int64_t columns, const Body& body) {
   int64_t column = 0;
@@ -90,6 +91,7 @@ inline void for_tiles(int64_t columns, const Body& body) {
   for (; column < columns; column += 2 * LANES<T>) body(std::integral_constant<int, 1>(), column);
 }
 
+// Exchanges the odd blocks of STRIDE numbers of x with the even ones of y.
 template <int STRIDE, class V, size_t... I>
 inline void swap_blocks(V& x, V& y, std::index_sequence<I...>) {
   constexpr int N = sizeof...(I);
@@ -98,7 +100,7 @@ inline void swap_blocks(V& x, V& y, std::index_sequence<I...>) {
   x = low;
 }
 
-// Transposes a square of numbers, a row in each vector.
+// Transposes a square matrix with a row in each vector.
 template <class V, int N, int STRIDE = N / 2>
 inline void transpose(V (&rows)[N]) {
 #pragma GCC unroll 16
@@ -108,21 +110,22 @@ inline void transpose(V (&rows)[N]) {
   if constexpr (STRIDE > 1) transpose<V, N, STRIDE / 2>(rows);
 }
 
-// One head of one sequence. Rows of queries, keys and values are `stride` apart.
+// One head of one sequence. Consecutive queries, keys and values are `stride` apart.
 template <class T>
 class Head {
   using A = Accumulator<T>;
   using U = Unit<T>;
   static constexpr int64_t PER_UNIT = PAIRED<T> ? 2 : 1;
 
-  int64_t keys, columns, width, head_dim, stride;  // columns: keys rounded up; width: head_dim rounded up
+  // columns: keys rounded up; width: head_dim rounded up
+  int64_t keys, columns, width, head_dim, stride;
   std::vector<U> key_units;    // (width / PER_UNIT, columns)
   std::vector<U> value_units;  // (columns / PER_UNIT, width)
   std::vector<U> query_units;  // (ROWS, width / PER_UNIT)
   std::vector<A> weights;      // (ROWS, columns)
   std::vector<U> weight_units;
 
-  // The key in a column. Those of pairs are dealt out within STEP columns, as `store` collects them.
+  // The key in a column. With pairs, the order of the keys within STEP columns is the one that `store` reverses.
   static int64_t key_of(int64_t column) {
     const int64_t lane = column % LANES<T>, second = column / LANES<T> % 2, begin = column - column % STEP<T>;
     return begin + (PAIRED<T> ? 2 * lane + second : second * LANES<T> + lane);
@@ -155,7 +158,7 @@ class Head {
         U* to = &value_units[key / PER_UNIT * width + d];
         Vec<U> rows[2];
         read_units(v + key * stride + d, key < keys ? head_dim - d : 0, rows);
-        if constexpr (PAIRED<T>) {  // of two keys, the even numbers and the odd ones
+        if constexpr (PAIRED<T>) {  // pairs of two keys' numbers, first the even ones, then the odd ones
           read_units(v + (key + 1) * stride + d, key + 1 < keys ? head_dim - d : 0, rows + 1);
           write(to, (rows[0] & 0xffffu) | (rows[1] << 16), 0);
           write(to, (rows[0] >> 16) | (rows[1] & 0xffff0000u), 1);
@@ -167,7 +170,7 @@ class Head {
     }
   }
 
-  // Scores -> e^(score - largest), as units; returns their sum.
+  // Replaces scores by e^(score - largest), written as units. Returns the sum.
   A softmax(A* row, U* units, A scale) const {
     for (int64_t column = columns - STEP<T>; column < columns; column++) {
       if (key_of(column) >= keys) row[column] = -std::numeric_limits<A>::infinity();

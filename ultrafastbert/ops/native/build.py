@@ -1,13 +1,13 @@
 """Builds the native operator with the machine's C++ compiler, once, and loads it.
 
-`python -m ultrafastbert.ops.native.build` builds ahead of the first use and says where the library is.
+`python -m ultrafastbert.ops.native.build` builds it before the first use and prints the path of the library.
 
-- A build is found again by what it depends on: source, flags, PyTorch, processor and compiler. A home directory that
-  several machines share holds one build for each kind of them.
-- Processes that start together wait for the one that builds. The lock is the system's and ends with its holder, and
-  the library appears under its name when it is whole: a build that is killed stands in nobody's way.
-- Where a library for this processor and PyTorch was built ahead, no compiler is needed to use it.
-- The library brings no OpenMP runtime: it finds the one that PyTorch has loaded, and so shares its threads.
+- The path of a build contains a hash of all that it depends on: source, flags, PyTorch, processor and compiler. So
+  different machines can share a home directory.
+- If several processes start together, one builds and the others wait. The operating system releases the lock when its
+  holder ends, and a finished library is moved to its path atomically, so a build that is killed does no harm.
+- If there is a library for this processor and PyTorch already, no compiler is needed.
+- The library is not linked to an OpenMP runtime. It uses the one that PyTorch has loaded, with the same threads.
 """
 
 import hashlib
@@ -31,35 +31,42 @@ COMPILE = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fno-math
 
 
 class BuildError(UserError):
-    """The native operator cannot be built or loaded; the message says what to install and what the compiler said."""
+    """The native operator cannot be built or loaded; the message says what to install, with the compiler's output."""
 
 
 def load() -> Path:
-    """Loads the operator's library into this process, after building it where it is not there yet.
+    """Loads the operator's library into this process, and builds it first if there is none.
 
-    Returns the path of the library. Raises `BuildError`.
+    Returns:
+        The path of the library.
+
+    Raises:
+        BuildError: the library cannot be built or loaded.
     """
     try:
         library = build()
         torch.ops.load_library(library)
-    except (OSError, NotImplementedError) as error:  # no right to write or to lock, a library that does not fit
+    except (OSError, NotImplementedError) as error:  # no permission to write or lock, an incompatible library
         raise BuildError(f"the native operator cannot be built in {_directory()} or loaded: {error}") from error
     return library
 
 
 def build() -> Path:
-    """The path of the library for this source, machine and PyTorch, built if need be (tens of seconds).
+    """Returns the path of the library for this source, machine and PyTorch; builds it if needed (tens of seconds).
 
-    It lies in a directory `ultrafastbert-KEY` of `TORCH_EXTENSIONS_DIR`, by default PyTorch's cache directory for
+    It is in a directory `ultrafastbert-KEY` of `TORCH_EXTENSIONS_DIR`, by default PyTorch's cache directory for
     extensions. The compiler is `CXX`, by default `c++`.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
     """
     compiler, directory = _compiler(), _directory()
     if compiler is None:
         ready = sorted(directory.glob("*.so"))
         if not ready:
             raise BuildError(
-                f"the native operator needs a C++ compiler, and {_command()!r} is not there; install g++ 12 or later "
-                "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: gxx), or name yours in CXX"
+                f"the native operator needs a C++ compiler, and {_command()!r} was not found; install g++ 12 or later "
+                "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: gxx), or set CXX to a compiler"
             )
         return ready[0]
     library = directory / f"native-{_digest(compiler)}.so"
@@ -71,43 +78,43 @@ def build() -> Path:
     return library
 
 
-def _build(library):
-    print(f"ultrafastbert: building the native operator, once, in {library.parent} ...", file=sys.stderr, flush=True)
-    for left_over in library.parent.glob("building-*"):  # by a process that was killed: we hold the lock
+def _build(library: Path) -> None:
+    print(f"ultrafastbert: building the native operator once, in {library.parent} ...", file=sys.stderr, flush=True)
+    for left_over in library.parent.glob("building-*"):  # from a killed process: this one holds the lock
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=library.parent) as scratch:
-        made, objects = Path(scratch) / library.name, Path(scratch) / "native.o"
+        built, objects = Path(scratch) / library.name, Path(scratch) / "native.o"
         torch_directory = Path(torch.__file__).parent
         include = [torch_directory / "include", torch_directory / "include/torch/csrc/api/include"]
         _run([*COMPILE, *(f"-I{path}" for path in include), "-c", SOURCE, "-o", objects])
-        # linked without -fopenmp, which would bring a second OpenMP runtime with threads of its own
-        _run(["-shared", objects, "-o", made, f"-L{torch_directory / 'lib'}", "-ltorch_cpu", "-lc10"])
-        os.replace(made, library)
+        # without -fopenmp, which would load a second OpenMP runtime with other threads
+        _run(["-shared", objects, "-o", built, f"-L{torch_directory / 'lib'}", "-ltorch_cpu", "-lc10"])
+        os.replace(built, library)
 
 
-def _run(arguments):
+def _run(arguments: list[str | Path]) -> None:
     done = subprocess.run([*shlex.split(_command()), *arguments], capture_output=True, text=True)
     if done.returncode:
-        said = "\n".join((done.stderr or done.stdout).splitlines()[:20])
+        output = "\n".join((done.stderr or done.stdout).splitlines()[:20])
         raise BuildError(
-            f"the native operator cannot be built: {_command()} ended with code {done.returncode}; g++ 12 or later "
-            f"should do (CXX names the compiler). It said:\n{said}"
+            f"the native operator cannot be built: {_command()} exited with code {done.returncode}; use g++ 12 or "
+            f"later (set CXX to choose a compiler). Its output:\n{output}"
         )
 
 
-def _command():
+def _command() -> str:
     return os.environ.get("CXX") or "c++"
 
 
-def _compiler():
-    """What the compiler says of its version, or None where there is no compiler."""
+def _compiler() -> str | None:
+    """Returns the version that the compiler prints, or None if there is no compiler."""
     try:
         return subprocess.run([*shlex.split(_command()), "--version"], capture_output=True, text=True).stdout
     except OSError:
         return None
 
 
-def _directory():
+def _directory() -> Path:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
@@ -115,22 +122,23 @@ def _directory():
     return Path(root) / f"ultrafastbert-{_digest(*sources, *COMPILE, torch.__version__, _processor())}"
 
 
-def _processor():
-    """What tells this kind of processor from others that an instruction might be missing on."""
+def _processor() -> str:
+    """Returns a description of the processor's model and instruction set."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    fields = {line.partition(":")[0].strip(): line for line in reversed(lines)}  # those of the first core
+    fields = {line.partition(":")[0].strip(): line for line in reversed(lines)}  # of the first core
     names = ("model name", "flags", "CPU implementer", "CPU part", "Features")
     return "\n".join([platform.machine(), *(fields[name] for name in names if name in fields)])
 
 
-def _digest(*parts):
+def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def main():
+def main() -> None:
+    """Builds the operator and prints the path of the library and the command."""
     try:
         library = load()
     except BuildError as error:

@@ -1,4 +1,5 @@
-// What an encoder does to a token's row between its large layers: rounding to 8 bits and back, residual and norm.
+// Operations on the row of one token between the large layers: rounding to 8 bits and back, and the residual addition
+// with layer normalization.
 #pragma once
 
 #include "vectors.h"
@@ -7,7 +8,7 @@ namespace {
 
 constexpr int64_t FLOATS = VECTOR_BYTES / sizeof(float);
 
-// FLOATS numbers in their order, of which `count` are there (the others are 0).
+// Reads FLOATS numbers in order. If `count` is less, the others are 0.
 template <class T>
 inline Vec<float> widen(const T* p, int64_t count) {
   if (count < FLOATS) {
@@ -25,6 +26,7 @@ inline Vec<float> widen(const T* p, int64_t count) {
   }
 }
 
+// Writes the first `count` numbers, at most FLOATS.
 template <class T>
 inline void narrow(T* p, Vec<float> v, int64_t count) {
   if (count < FLOATS) {
@@ -41,7 +43,7 @@ inline void narrow(T* p, Vec<float> v, int64_t count) {
   }
 }
 
-// Rounds a row to 8 bits, with zero at 128; returns what one of them is worth: NaN if a number is not finite.
+// Rounds a row to 8 bits, with zero point 128. Returns the scale, which is NaN if a number is not finite.
 template <class T>
 float quantize_row(const T* x, int64_t count, uint8_t* to) {
   Vec<float> most = {}, nothing = {};
@@ -68,7 +70,7 @@ void multiply_row(T* x, int64_t count, float factor) {
   for (int64_t i = 0; i < count; i += FLOATS) narrow(x + i, widen(x + i, count - i) * factor, count - i);
 }
 
-// stream += update, and its layer normalisation.
+// Adds the update to the stream and writes the layer normalization of the stream to `to`.
 template <class T>
 void add_norm_row(float* stream, const T* update, int64_t count, const float* weight, const float* bias, float eps,
                   T* to) {

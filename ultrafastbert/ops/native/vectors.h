@@ -1,8 +1,8 @@
-// Vectors of numbers: reading, writing, sums of products, and the functions of them that the operators need.
+// Vectors of numbers: reading, writing, dot products, weighted sums, exp and GELU.
 //
-// They are the compiler's own (GCC's and Clang's vector_size), as wide as the machine it is built for has them: AVX-512,
-// AVX2, NEON or SSE from one text. Only bfloat16's dot product asks for an instruction by name. Numbers of 16 bits are
-// read as float, and everything is added up in float (double for double).
+// The vectors are the compiler's (vector_size of GCC and Clang), as wide as those of the processor it compiles for:
+// one source gives AVX-512, AVX2, NEON or SSE. Only the dot product of bfloat16 uses an intrinsic. Numbers of 16 bits
+// are read as float, and sums are in float (in double for double).
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -54,7 +54,7 @@ inline void write(void* p, V v, int i = 0) {
 template <class T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Two vectors of accumulators: what a vector of 16-bit numbers widens to.
+// Two vectors of accumulators: a widened vector of 16-bit numbers.
 template <class A>
 struct Pair {
   Vec<A> a, b;
@@ -63,8 +63,8 @@ struct Pair {
 template <class T>
 constexpr int STEP = 2 * VECTOR_BYTES / sizeof(Accumulator<T>);  // numbers in a Pair
 
-// Reads STEP numbers. Those of bfloat16 are dealt out, the even ones to `a` and the odd ones to `b`, which takes a
-// shift and a mask; `store` collects them again.
+// Reads STEP numbers. Of bfloat16, `a` gets the even ones and `b` the odd ones, which takes only a shift and a mask;
+// `store` restores the order.
 template <class T>
 inline Pair<Accumulator<T>> load(const T* p) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -78,7 +78,7 @@ inline Pair<Accumulator<T>> load(const T* p) {
   }
 }
 
-// To nearest, ties to even, in the upper half; NaN stays NaN.
+// Rounds to nearest, ties to even; the result is in the upper 16 bits. NaN stays NaN.
 inline Vec<uint32_t> round_to_bfloat16(Vec<float> x) {
   auto bits = std::bit_cast<Vec<uint32_t>>(x);
   return x == x ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
@@ -98,7 +98,7 @@ inline void store(T* p, const Pair<Accumulator<T>>& v) {
   }
 }
 
-// The last `count` < STEP numbers of a row, padded with zeros.
+// The last numbers of a row (`count` < STEP), padded with zeros.
 template <class T>
 struct Tail {
   T values[STEP<T>] = {};
@@ -136,7 +136,7 @@ inline A sum_lanes(V v) {
 template <class T>
 inline Accumulator<T> dot(const T* x, const T* y, int64_t size) {
   using A = Accumulator<T>;
-  constexpr int CHAINS = 4;  // sums that do not wait for each other; unrolled, they stay in registers
+  constexpr int CHAINS = 4;  // independent sums, to hide latency; unrolled, they stay in registers
   Pair<A> sums[CHAINS] = {};
   int64_t i = 0;
   for (; i + CHAINS * STEP<T> <= size; i += CHAINS * STEP<T>) {
@@ -146,13 +146,13 @@ inline Accumulator<T> dot(const T* x, const T* y, int64_t size) {
   for (; i + STEP<T> <= size; i += STEP<T>) multiply_add(sums[0], x + i, y + i);
   if (i < size) multiply_add(sums[1], Tail<T>(x + i, size - i).values, Tail<T>(y + i, size - i).values);
   return sum_lanes<A>(((sums[0].a + sums[1].a) + (sums[2].a + sums[3].a)) +
-                                    ((sums[0].b + sums[1].b) + (sums[2].b + sums[3].b)));
+                      ((sums[0].b + sums[1].b) + (sums[2].b + sums[3].b)));
 }
 
-constexpr int MANY = 4;  // Pairs summed at once: half of AVX2's registers, and enough to keep the adders busy
+constexpr int MANY = 4;  // Pairs summed at once: half of AVX2's registers, and enough to hide latency
 
-// Calls `body(pairs, column, size)` for all columns: with a constant `pairs` of MANY and then 1, of whose numbers
-// `size` are there.
+// Calls `body(pairs, column, size)` for all columns. `pairs` is a constant, MANY and then 1. `size` is the number of
+// columns in them, less than those of a Pair only at the end.
 template <class T, class Body>
 inline void for_columns(int64_t columns, const Body& body) {
   int64_t column = 0;
@@ -177,7 +177,7 @@ inline void store(T* p, const Pair<Accumulator<T>>& v, int64_t count) {
   std::memcpy(p, values, count * sizeof(T));
 }
 
-// Sums of weighted rows in PAIRS * STEP columns, of which `size` are there.
+// Weighted sums of rows in PAIRS * STEP columns. With one Pair only the first `size` columns exist.
 template <class T, int PAIRS>
 struct Sums {
   Pair<Accumulator<T>> sums[PAIRS] = {};
@@ -207,12 +207,10 @@ inline void weighted_sum(const T* const* rows, const Accumulator<T>* weights, in
   });
 }
 
-// -------------------------------------------------------------------------------------------------- e^x and GELU
-
-// e^x for x <= 0: 2^n e^r with |r| <= log(2) / 2, and the Taylor series of e^r to the term that float still notices.
+// e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2. The Taylor series of e^r ends where float precision does.
 inline Vec<float> exp_negative(Vec<float> x) {
-  x = x < -87.0f ? Vec<float>{} - 87.0f : x;  // below, float has no normal numbers
-  constexpr float MAGIC = 12582912.0f;        // 1.5 * 2^23: added, it leaves the nearest integer in the low bits
+  x = x < -87.0f ? Vec<float>{} - 87.0f : x;  // e^x is not a normal number below
+  constexpr float MAGIC = 12582912.0f;        // 1.5 * 2^23: after adding it, the low bits hold the nearest integer
   Vec<float> shifted = x * 1.44269504f + MAGIC, n = shifted - MAGIC;
   Vec<float> r = x - n * 0.693145752f - n * 1.42860677e-6f;  // log(2) in two parts
   Vec<float> p = 1.0f / 720 + r * (1.0f / 5040);
@@ -230,8 +228,8 @@ inline Vec<double> exp_negative(Vec<double> x) {
   return x;
 }
 
-// The normal distribution: its density, and the share of it below x. Abramowitz & Stegun, 7.1.26, which is off by
-// 1e-7 at most, as is PyTorch's own GELU.
+// The normal distribution: its density at x and the probability below x. Abramowitz & Stegun, 7.1.26: the error is at
+// most 1e-7, as in PyTorch's GELU.
 inline void normal(Vec<float> x, Vec<float>& density, Vec<float>& below) {
   Vec<float> bell = exp_negative(-0.5f * x * x), size = x < 0.0f ? -x : x;
   Vec<float> t = 1.0f / (1.0f + 0.231641894f * size);  // 0.3275911 / sqrt(2)
@@ -239,7 +237,7 @@ inline void normal(Vec<float> x, Vec<float>& density, Vec<float>& below) {
   p = 1.421413741f + t * p;
   p = -0.284496736f + t * p;
   p = 0.254829592f + t * p;
-  Vec<float> above = 0.5f * bell * t * p;  // the share above |x|
+  Vec<float> above = 0.5f * bell * t * p;  // the probability above |x|
   below = x < 0.0f ? above : 1.0f - above;
   density = 0.398942280f * bell;
 }
@@ -251,7 +249,7 @@ inline void normal(Vec<double> x, Vec<double>& density, Vec<double>& below) {
   }
 }
 
-// activation = gelu(z); and, where asked for, slope = gelu'(z).
+// activation = gelu(z) and, if requested, slope = gelu'(z).
 template <class A>
 inline void gelu(const A* z, int64_t count, A* activation, A* slope = nullptr) {
   constexpr int64_t LANES = sizeof(Vec<A>) / sizeof(A);
