@@ -223,7 +223,7 @@ def test_without_labels_the_head_decides(tmp_path):
         ({"num_labels": 3}, "num_labels is 3, but head.weight has 2 rows"),
         ({"num_labels": "2"}, "num_labels is '2', but head.weight has 2 rows"),
         ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "id2label is {'0': 'a', .*}, but head.weight has 2 rows"),
-        ({"label2id": {"a": 0}}, "id2label is {0: 'a'}, but head.weight has 2 rows"),
+        ({"label2id": {"a": 0}}, "label2id is {'a': 0}, but head.weight has 2 rows"),
         ({"id2label": ["a", "b"]}, r"id2label is \['a', 'b'\]; it should be an object of names by label number"),
         ({"id2label": {"a": "b", "c": "d"}}, "id2label is {'a': 'b', 'c': 'd'}; it should be an object of names by"),
         ({"label2id": "ab"}, "label2id is 'ab'; it should be an object"),

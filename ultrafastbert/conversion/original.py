@@ -289,14 +289,18 @@ def _labels_from_original(original: dict[str, Any], state: State) -> dict[str, A
         fields.setdefault("id2label", {index: name for name, index in fields["label2id"].items()})
     if "id2label" in fields:
         check("id2label", fields["id2label"], LABEL_NAMES)
-        number, stated = len(fields["id2label"]), f"id2label is {fields['id2label']!r}"
+        stated = "label2id" if original.get("id2label") is None else "id2label"
+        number = len(fields["id2label"])
     else:
-        number, stated = original.get("num_labels"), f"num_labels is {original.get('num_labels')!r}"
+        stated, number = "num_labels", original.get("num_labels")
     if CLASSIFIER_WEIGHT not in state:
         return fields  # reported with all other missing tensors
     rows = state[CLASSIFIER_WEIGHT].shape[:1].numel()
     if number not in (None, rows):
-        raise ConversionError(f"{stated}, but {CLASSIFIER_WEIGHT} has {rows} rows; it should have one for each label")
+        raise ConversionError(
+            f"{stated} is {original[stated]!r}, but {CLASSIFIER_WEIGHT} has {rows} rows; "
+            "it should have one row for each label"
+        )
     return fields | {"num_labels": rows}
 
 
