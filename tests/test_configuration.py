@@ -1,4 +1,4 @@
-"""The configuration: defaults, round trips, and what it refuses."""
+"""The configuration: defaults, saving and loading, and errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The model family: what it computes, initialises, saves and loads, and that padding changes nothing."""
+"""The models: outputs, initialisation, saving and loading, and that padding does not change real tokens."""
 
 import math
 
@@ -55,7 +55,7 @@ def tokens(batch=3, seq=9, seed=1):
 
 
 def right_padded():
-    """Three rows, of 9, 5 and 1 real tokens."""
+    """The mask of three sequences of 9, 5 and 1 real tokens."""
     return (torch.arange(9) < torch.tensor([9, 5, 1])[:, None]).long()
 
 
@@ -174,21 +174,21 @@ def test_sinusoids_are_the_paper_s():
     mask_dtype=st.sampled_from([torch.long, torch.bool, torch.float32]),
 )
 def test_padding_does_not_change_real_tokens(lengths, padding, attention, options, mask_dtype):
-    """Each row alone, and all rows in one batch, padded on the left and on the right by any amount."""
-    # In float64, where no token is within rounding of a decision of a tree.
+    """Each sequence alone, and all in one batch, padded on the left and on the right by any amount."""
+    # In float64, so that rounding does not change the decision of a tree.
     model = make(UltraFastBertModel, attention=attention, max_position_embeddings=40, **options).double()
-    rows = [tokens(1, length, seed=length)[0] for length in lengths]
-    left = [before for before, _ in padding[: len(rows)]]
-    seq = max(len(row) + sum(pad) for row, pad in zip(rows, padding, strict=False))
-    input_ids, mask = torch.zeros(len(rows), seq, dtype=torch.long), torch.zeros(len(rows), seq)
-    for i, row in enumerate(rows):
-        input_ids[i, left[i] : left[i] + len(row)] = row
-        mask[i, left[i] : left[i] + len(row)] = 1
+    sequences = [tokens(1, length, seed=length)[0] for length in lengths]
+    left = [before for before, _ in padding[: len(sequences)]]
+    seq = max(len(ids) + sum(pad) for ids, pad in zip(sequences, padding, strict=False))
+    input_ids, mask = torch.zeros(len(sequences), seq, dtype=torch.long), torch.zeros(len(sequences), seq)
+    for i, ids in enumerate(sequences):
+        input_ids[i, left[i] : left[i] + len(ids)] = ids
+        mask[i, left[i] : left[i] + len(ids)] = 1
     with torch.no_grad():
         batch = model(input_ids, attention_mask=mask.to(mask_dtype)).last_hidden_state
-        for i, row in enumerate(rows):
-            alone = model(row[None]).last_hidden_state[0]
-            torch.testing.assert_close(batch[i, left[i] : left[i] + len(row)], alone)
+        for i, ids in enumerate(sequences):
+            alone = model(ids[None]).last_hidden_state[0]
+            torch.testing.assert_close(batch[i, left[i] : left[i] + len(ids)], alone)
 
 
 def test_a_padding_token_s_identity_does_not_matter():
@@ -200,7 +200,7 @@ def test_a_padding_token_s_identity_does_not_matter():
     )
 
 
-def test_a_hole_in_the_mask_does_not_shift_positions():
+def test_a_gap_in_the_mask_does_not_shift_positions():
     model, mask = make(UltraFastBertModel), torch.ones(3, 9, dtype=torch.long)
     mask[0, :2] = 0
     mask[1, 3:5] = 0
@@ -212,7 +212,7 @@ def test_a_hole_in_the_mask_does_not_shift_positions():
     )
 
 
-def test_a_4d_mask_goes_to_the_attention():
+def test_a_4d_mask_is_passed_to_the_attention():
     model, mask = make(UltraFastBertModel), right_padded()
     full = mask[:, None, None, :].bool().expand(3, 1, 9, 9)
     real = mask.bool()
@@ -221,7 +221,7 @@ def test_a_4d_mask_goes_to_the_attention():
     )
 
 
-def test_explicit_positions_win():
+def test_explicit_positions_are_used():
     model = make(UltraFastBertModel)
     position_ids = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11]])
     padded = F.pad(tokens(), (3, 0))
@@ -250,7 +250,7 @@ def test_positions_out_of_range_are_refused(position_ids):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("model_class", HEADS)
-def test_rows_of_padding_give_no_nan(model_class, pooling, attention, dtype):
+def test_sequences_of_padding_give_no_nan(model_class, pooling, attention, dtype):
     model = make(model_class, attention=attention, classifier_pooling=pooling).to(dtype)
     mask = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0] * 9, [1, 1, 1, 1, 1, 0, 0, 0, 0]])
     output = model(tokens(), attention_mask=mask)
@@ -264,7 +264,7 @@ def test_rows_of_padding_give_no_nan(model_class, pooling, attention, dtype):
 
 
 def masked_batch():
-    """Labels at three columns of every row, -100 elsewhere."""
+    """Labels at three positions of every sequence, -100 elsewhere."""
     positions = torch.tensor([[0, 3, 4], [1, 2, 8], [5, 6, 7]])
     labels = torch.full((3, 9), -100).scatter(1, positions, tokens().gather(1, positions))
     return positions, labels
@@ -306,7 +306,7 @@ def test_masked_positions_of_another_shape_are_refused(shape):
 
 @pytest.mark.parametrize("model_class", [UltraFastBertForMaskedLM, UltraFastBertForTokenClassification])
 def test_losses_of_micro_batches_add_up(model_class):
-    """With `num_items_in_batch`, as Trainer gives it, however the labels are spread."""
+    """With `num_items_in_batch`, which Trainer passes, however the labels are distributed."""
     model = make(model_class)
     labels = torch.randint(0, 2, (3, 9)).masked_fill(right_padded() == 0, -100)
     count = (labels != -100).sum()
@@ -367,7 +367,7 @@ def test_pooling_reads_real_tokens_only(pooling):
     torch.testing.assert_close(alone, by_hand)
 
 
-def test_pooling_refuses_a_mask_that_does_not_say_which_tokens_are_real():
+def test_pooling_refuses_masks_of_other_shapes():
     mask = torch.ones(3, 1, 9, 9, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 1, 9, 9\).*\(3, 9\)"):
         make(UltraFastBertForSequenceClassification)(tokens(), attention_mask=mask)
@@ -481,7 +481,7 @@ def test_a_classifier_starts_from_a_masked_lm(tmp_path):
     assert classifier.classifier.weight.std() > 0 and classifier.classifier.bias.abs().max() == 0
 
 
-def test_the_encoder_alone_is_loaded_from_a_masked_lm_and_the_other_way_round(tmp_path):
+def test_an_encoder_is_loaded_from_a_masked_lm_and_the_reverse(tmp_path):
     model = make(UltraFastBertForMaskedLM)
     model.save_pretrained(tmp_path / "masked-lm")
     encoder = UltraFastBertModel.from_pretrained(tmp_path / "masked-lm")

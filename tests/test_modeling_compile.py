@@ -83,7 +83,7 @@ def test_no_graph_breaks_in_inference(options):
 
 
 def test_hidden_states_compile():
-    """After one call that asks for them: transformers installs its hooks there, which cannot be traced."""
+    """After one call with hidden states, in which transformers installs hooks that cannot be traced."""
     model = make(UltraFastBertModel).eval()
     expected = model(INPUT_IDS, output_hidden_states=True).hidden_states
     torch.testing.assert_close(compiled(model)(INPUT_IDS, output_hidden_states=True).hidden_states, expected)

@@ -1,4 +1,4 @@
-"""The models under the libraries that people use them with: Auto classes, pipelines, Trainer, PEFT."""
+"""The models with other libraries: Auto classes, pipelines, Trainer, PEFT."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def test_auto_classes(saved, model_class, auto):
 
 
 def test_in_a_new_process(saved):
-    """Importing the package is enough, and it does not bring what only training needs."""
+    """Importing the package is enough, and it does not import what only training needs."""
     program = """
 import sys
 import ultrafastbert
@@ -154,22 +154,22 @@ def arguments(directory, **options):
 
 
 def examples():
-    """32 rows, of which 8 are distinct, with the labels that the heads need; few enough to learn by heart."""
+    """32 examples, 8 of them distinct, with the labels that the heads need; few enough to memorise."""
     words = torch.randint(5, len(WORDS), (8, 6), generator=torch.Generator().manual_seed(0))
-    for row in words.repeat(4, 1):
-        masked = row.clone()
+    for example in words.repeat(4, 1):
+        masked = example.clone()
         masked[3] = 4
-        labels = torch.full_like(row, -100)
-        labels[3] = row[3]
-        yield {"input_ids": masked.tolist(), "labels": labels.tolist(), "class": int(row[0] < 9)}
+        labels = torch.full_like(example, -100)
+        labels[3] = example[3]
+        yield {"input_ids": masked.tolist(), "labels": labels.tolist(), "class": int(example[0] < 9)}
 
 
 def masked_lm_data():
-    return [{key: row[key] for key in ("input_ids", "labels")} for row in examples()]
+    return [{key: example[key] for key in ("input_ids", "labels")} for example in examples()]
 
 
 def class_data():
-    return [{"input_ids": row["input_ids"], "labels": row["class"]} for row in examples()]
+    return [{"input_ids": example["input_ids"], "labels": example["class"]} for example in examples()]
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
@@ -201,14 +201,14 @@ def test_trainer_learns_to_classify(tmp_path):
 
 
 def question_data():
-    return [{"input_ids": row["input_ids"], "start_positions": 1, "end_positions": 3} for row in examples()]
+    return [{"input_ids": example["input_ids"], "start_positions": 1, "end_positions": 3} for example in examples()]
 
 
 def choice_data():
-    rows = list(examples())
+    choices = list(examples())
     return [
-        {"input_ids": [row["input_ids"], other["input_ids"]], "labels": row["class"]}
-        for row, other in zip(rows, reversed(rows), strict=True)
+        {"input_ids": [example["input_ids"], other["input_ids"]], "labels": example["class"]}
+        for example, other in zip(choices, reversed(choices), strict=True)
     ]
 
 
@@ -222,8 +222,8 @@ def choice_data():
         (UltraFastBertForMultipleChoice, choice_data),
     ],
 )
-def test_gradient_accumulation_changes_nothing(tmp_path, model_class, data):
-    """One step on 32 rows at once, and on 4 times 8 rows, are the same step."""
+def test_gradient_accumulation_gives_the_same_step(tmp_path, model_class, data):
+    """A step on 32 examples at once equals a step on 4 times 8 examples."""
     weights = []
     for steps in (1, 4):
         model = make(

@@ -1,7 +1,7 @@
 """UltraFastBERT: BERT-like encoders whose feedforward layers are fast feedforward trees.
 
-Importing the package registers the models with the Auto classes of transformers, so that
-`AutoModelForMaskedLM.from_pretrained(directory)` and `pipeline("fill-mask", directory)` know them.
+Importing the package registers its models with the Auto classes of transformers, so that
+`AutoModelForMaskedLM.from_pretrained(directory)` and `pipeline("fill-mask", directory)` can load them.
 """
 
 from transformers import (
@@ -32,7 +32,7 @@ from ultrafastbert.modeling_ultrafastbert import (
 
 __version__ = "0.2.0"
 
-# exist_ok: a notebook may reload the package.
+# exist_ok, because a notebook may reload the package.
 AutoConfig.register(UltraFastBertConfig.model_type, UltraFastBertConfig, exist_ok=True)
 for auto_class, model_class in (
     (AutoModel, UltraFastBertModel),

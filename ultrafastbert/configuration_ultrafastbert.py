@@ -1,8 +1,7 @@
-"""UltraFastBertConfig: everything that determines the shape and the function of an UltraFastBERT model.
+"""UltraFastBertConfig: the settings of an UltraFastBERT model, checked when it is created, loaded or saved.
 
-The size of the feedforward layers is written as in the paper, `trees x depth`: the default 1x11 is one tree
-of depth 11. `feedforward="dense"` gives the same encoder with ordinary layers of `intermediate_size` neurons,
-the baseline. What cannot work is refused when a configuration is made, loaded or saved.
+The size of the feedforward layers is written as in the paper, `TREESxDEPTH`: the default 1x11 is one tree of depth 11.
+`feedforward="dense"` gives the baseline, the same encoder with ordinary layers of `intermediate_size` neurons.
 """
 
 from typing import Literal
@@ -12,6 +11,9 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from ultrafastbert.utils.sizes import MAX_DEPTH
+from ultrafastbert.utils.validation import POSITIVE, Rule, at_least, between, check, check_fields, one_of
+
+DROPOUT = Rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
 
 
 @strict
@@ -19,32 +21,35 @@ class UltraFastBertConfig(PreTrainedConfig):
     """Configuration of an UltraFastBERT model; all arguments are keywords.
 
     Args:
-        vocab_size: tokens in the vocabulary.
+        vocab_size: number of tokens in the vocabulary.
         hidden_size: width of the encoder; even, and a multiple of `num_attention_heads`.
-        num_hidden_layers: transformer layers.
-        num_attention_heads: attention heads of a layer.
+        num_hidden_layers: number of transformer layers.
+        num_attention_heads: number of attention heads of a layer.
         max_position_embeddings: longest sequence, in tokens.
         feedforward: `"fff"` for fast feedforward trees, `"dense"` for an ordinary feedforward layer.
-        fff_depth: levels of a tree below its root; a token uses `fff_depth + 1` of a tree's
+        fff_depth: number of levels of a tree below its root; a token uses `fff_depth + 1` of the tree's
             `2**(fff_depth + 1) - 1` neurons.
-        fff_trees: trees of a layer, evaluated side by side, their outputs added.
-        intermediate_size: neurons of a dense layer; used with `feedforward="dense"` only.
+        fff_trees: number of trees of a layer, evaluated in parallel; their outputs are added.
+        intermediate_size: number of neurons of a dense layer; used with `feedforward="dense"` only.
         hidden_dropout_prob: dropout after the embeddings, after attention and after the feedforward layer.
         attention_probs_dropout_prob: dropout of attention weights.
         layer_norm_eps: epsilon of all layer norms.
-        initializer_range: standard deviation of the normal initialisation of embeddings and linear layers;
-            trees have their own, `FFF.reset_parameters`.
-        pad_token_id: the padding token, whose embedding starts at zero and gets no gradient as an input.
-        tie_word_embeddings: whether the masked-LM decoder is the token embedding.
-        classifier_pooling: what a sequence classifier reads, `"cls"` (the first real token) or `"mean"` (the
+        initializer_range: standard deviation of the normal initialisation of embeddings and linear layers; for trees
+            see `FFF.reset_parameters`.
+        pad_token_id: id of the padding token, whose embedding starts at zero and gets no gradient as an input; None
+            if there is none.
+        tie_word_embeddings: whether the masked-LM decoder has the weight of the token embedding.
+        classifier_pooling: the input of a sequence classifier, `"cls"` (the first real token) or `"mean"` (the
             average of the real tokens).
         classifier_hidden_size: width of a sequence classifier's hidden layer.
-        classifier_activation: its activation, a name of `transformers.activations`.
-        classifier_dropout: dropout before the last linear layer of every head for downstream tasks.
+        classifier_activation: activation of that layer, a name of `transformers.activations`.
+        classifier_dropout: dropout before the last linear layer of every head except the masked-LM head.
+
+    The other arguments are those of `PreTrainedConfig`, such as `num_labels` and `id2label` of classifiers.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: a field of the wrong type, or values that cannot work
-            together; the message names the field, its value and what it should be.
+        huggingface_hub.errors.StrictDataclassError: a field has a wrong type or value, or fields contradict each
+            other; the message names the field, its value and what it should be.
     """
 
     model_type = "ultrafastbert"
@@ -69,39 +74,23 @@ class UltraFastBertConfig(PreTrainedConfig):
     classifier_activation: str = "tanh"
     classifier_dropout: float | int = 0.1
 
-    def validate_architecture(self):
-        """Refuses values out of range and values that cannot work together; `strict` calls it."""
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "fff_trees",
-            "intermediate_size",
-            "classifier_hidden_size",
-        ):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.num_hidden_layers >= 0, "num_hidden_layers", "at least 0")
-        self._require(0 <= self.fff_depth <= MAX_DEPTH, "fff_depth", f"from 0 to {MAX_DEPTH}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and less than 1")
-        for name in ("layer_norm_eps", "initializer_range"):
-            self._require(getattr(self, name) > 0, name, "greater than 0")
+    def validate_architecture(self) -> None:
+        """Checks the values and how they fit together; the `strict` decorator calls it.
+
+        Raises:
+            ValueError: a value out of range, or two that contradict each other.
+        """
+        check_fields(self, at_least(1), "vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
+        check_fields(self, at_least(1), "fff_trees", "intermediate_size", "classifier_hidden_size")
+        check_fields(self, at_least(0), "num_hidden_layers")
+        check_fields(self, between(0, MAX_DEPTH), "fff_depth")
+        check_fields(self, DROPOUT, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        check_fields(self, POSITIVE, "layer_norm_eps", "initializer_range")
+        check_fields(self, one_of(*sorted(ACT2FN)), "classifier_activation")
+        check_fields(self, between(0, self.vocab_size - 1), "pad_token_id")
 
         heads = self.num_attention_heads
-        self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads ({heads})")
-        self._require(self.hidden_size % 2 == 0, "hidden_size", "even: sinusoidal positions come in pairs")
-        self._require(
-            self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size,
-            "pad_token_id",
-            f"None or a token id, from 0 to {self.vocab_size - 1} (vocab_size - 1)",
-        )
-        self._require(
-            self.classifier_activation in ACT2FN,
-            "classifier_activation",
-            f"one of {', '.join(sorted(ACT2FN))}",
-        )
-
-    def _require(self, condition: bool, name: str, expected: str) -> None:
-        if not condition:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it should be {expected}")
+        multiple = Rule(lambda width: width % heads == 0, f"a multiple of num_attention_heads ({heads})")
+        check("hidden_size", self.hidden_size, multiple)
+        even = Rule(lambda width: width % 2 == 0, "even, because sinusoidal positions come in pairs")
+        check("hidden_size", self.hidden_size, even)

@@ -1,17 +1,18 @@
-"""UltraFastBERT: crammedBERT's encoder with fast feedforward trees, and its heads.
+"""UltraFastBERT: the encoder of crammedBERT with fast feedforward trees, and its heads.
 
-Notable:
-- the encoder of crammedBERT (Geiping & Goldstein, arXiv 2212.14034): token embedding plus scaled sinusoidal
-  positions, pre-norm layers, no biases in attention and dense projections, a final norm, and a masked-LM
-  decoder that is the token embedding, without a head transform;
-- feedforward layers are fast feedforward trees (Belcak & Wattenhofer, arXiv 2311.10770), or dense to compare;
-- the masked-LM head can be given the positions to predict and then computes logits only there: static shapes,
-  and a decoder that costs a quarter when a quarter of the tokens is masked;
-- padding on either side, in any amount, does not change what a real token gets: positions are counted from
-  the first real token of a row.
+- The encoder is that of crammedBERT (Geiping & Goldstein, arXiv 2212.14034): token embeddings plus scaled sinusoidal
+  positions, pre-norm layers, no biases in attention and dense projections, and a final norm. The masked-LM decoder is
+  tied to the token embedding and has no head transform.
+- The feedforward layers are fast feedforward trees (Belcak & Wattenhofer, arXiv 2311.10770), or dense for comparison.
+- The masked-LM head optionally takes the positions to predict and computes logits only there. Shapes are then static,
+  and the decoder costs a quarter when a quarter of the tokens is masked.
+- Padding on either side does not change the outputs of real tokens: positions are counted from the first real token of
+  a sequence.
 """
+# ruff: noqa: D417 - arguments that the `forward` of a head does not document are those of `UltraFastBertModel.forward`.
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +30,6 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -41,7 +40,7 @@ from ultrafastbert.layers.fff import FFF
 def sinusoids(length: int, width: int) -> torch.Tensor:
     """Sinusoidal positions (arXiv 1706.03762, section 3.5): `(length, width)`, float32, on the CPU.
 
-    Computed in float32 whatever the default dtype is: the angles of far positions need the precision.
+    They are float32 whatever the default dtype is, because the angles of late positions need the precision.
     """
     positions = torch.arange(length, dtype=torch.float32, device="cpu")[:, None]
     pairs = torch.arange(0, width, 2, dtype=torch.float32, device="cpu")
@@ -50,12 +49,27 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
 
 
 def first_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Column of each row's first real token, 0 in a row of padding: `(batch, seq)` -> `(batch,)` int64."""
+    """The position of each sequence's first real token: `(batch, seq)` -> `(batch,)` int64; 0 if all is padding."""
     return (attention_mask != 0).int().argmax(dim=-1)
 
 
+def select_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    """The one of the two that is given.
+
+    Raises:
+        ValueError: both or neither are given.
+    """
+    if input_ids is not None and inputs_embeds is None:
+        return input_ids
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds
+    raise ValueError("exactly one of input_ids and inputs_embeds should be given")
+
+
 class UltraFastBertEmbeddings(nn.Module):
-    """Token embedding plus sinusoidal positions times one learned number, then norm and dropout."""
+    """Token embeddings plus sinusoidal positions times a learned scale, then norm and dropout."""
+
+    positions: torch.Tensor
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
@@ -64,19 +78,19 @@ class UltraFastBertEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         table = sinusoids(config.max_position_embeddings, config.hidden_size)
-        # Not in the checkpoint: `_init_weights` makes it anew when a model is loaded on the meta device.
+        # Not saved: `_init_weights` recomputes it when a model is loaded on the meta device.
         self.register_buffer("positions", table.to(self.position_scale), persistent=False)
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None,
+        input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
-        position_ids: torch.LongTensor,
+        position_ids: torch.Tensor,
     ) -> torch.Tensor:
-        if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(input_ids)  # (batch, seq, hidden)
+        """`(batch, seq)` ids or `(batch, seq, hidden)` embeddings, `(batch or 1, seq)` -> `(batch, seq, hidden)`."""
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         positions = nn.functional.embedding(position_ids, self.positions)  # (batch or 1, seq, hidden)
-        return self.dropout(self.norm(inputs_embeds + self.position_scale * positions))
+        return self.dropout(self.norm(embeddings + self.position_scale * positions))
 
 
 def eager_attention_forward(
@@ -87,11 +101,25 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that returns its weights; query, key and value are `(batch, heads, seq, head_dim)`."""
-    # At least in float32: half-precision scores plus a mask of the lowest number could overflow to -inf, and
-    # a row that is all -inf becomes NaN.
+    """Attention in plain PyTorch, which can return its weights.
+
+    Args:
+        module: the attention layer; its `training` turns dropout on.
+        query: `(batch, heads, seq, head_dim)`.
+        key: `(batch, heads, seq, head_dim)`.
+        value: `(batch, heads, seq, head_dim)`.
+        attention_mask: added to the scores, `(batch or 1, heads or 1, seq, seq)`, or None.
+        scaling: multiplied with the scores.
+        dropout: probability of dropping an attention weight.
+        kwargs: ignored; other attention functions use them.
+
+    Returns:
+        The output `(batch, seq, heads, head_dim)` and the weights `(batch, heads, seq, seq)`.
+    """
+    # At least float32: half-precision scores plus a mask of the lowest number could overflow to -inf, and the softmax
+    # of a row of -inf is NaN.
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query @ key.transpose(2, 3)).to(dtype) * scaling  # (batch, heads, seq, seq)
     if attention_mask is not None:
@@ -119,12 +147,16 @@ class UltraFastBertAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(batch, seq, hidden)` -> the same, and the weights if the attention function returns them."""
         qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, head_dim)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation,  # pyright: ignore[reportArgumentType]
+            eager_attention_forward,
+        )
         output, weights = attend(
             self,
             query,
@@ -139,7 +171,7 @@ class UltraFastBertAttention(nn.Module):
 
 
 class UltraFastBertDense(nn.Module):
-    """The ordinary feedforward layer, without biases: what the trees are compared with."""
+    """An ordinary feedforward layer without biases, for comparison with the trees."""
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
@@ -147,6 +179,7 @@ class UltraFastBertDense(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., hidden)` -> `(..., hidden)`."""
         return self.down_proj(nn.functional.gelu(self.up_proj(hidden_states)))
 
 
@@ -168,15 +201,16 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> torch.Tensor:
+        """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
         attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.feedforward(self.feedforward_norm(hidden_states)))
 
 
 class UltraFastBertPreTrainedModel(PreTrainedModel):
-    """What all models of the family have in common: initialisation, loading, which features they support."""
+    """Base class of all models: initialisation of weights, and the features of transformers that they support."""
 
     config: UltraFastBertConfig
     base_model_prefix = "model"
@@ -193,14 +227,15 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)  # linear layers, embeddings and norms
         if isinstance(module, UltraFastBertEmbeddings):
             init.constant_(module.position_scale, self.config.hidden_size**-0.5)
-            init.copy_(module.positions, sinusoids(*module.positions.shape))
+            length, width = module.positions.shape
+            init.copy_(module.positions, sinusoids(length, width))
         elif isinstance(module, FFF):
-            # Leaves loaded weights alone: transformers guards torch.nn.init here.
+            # This does not overwrite loaded weights: transformers guards torch.nn.init here.
             module.reset_parameters()
 
 
 class UltraFastBertModel(UltraFastBertPreTrainedModel):
-    """The encoder: tokens in, one vector per token out."""
+    """The encoder: tokens in, one hidden state per token out."""
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__(config)
@@ -211,43 +246,44 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embedding."""
         self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> BaseModelOutput:
         """Encodes a batch of token sequences.
 
         Args:
             input_ids: `(batch, seq)` int64.
-            attention_mask: `(batch, seq)`, nonzero for real tokens and 0 for padding; a 4-D mask goes to the
-                attention as it is. None: no padding.
-            position_ids: `(batch or 1, seq)` int64, each less than `max_position_embeddings`. By default
-                columns counted from the first real token of the row, whatever is masked after it.
-            inputs_embeds: `(batch, seq, hidden)` in place of `input_ids`.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, options of the attention
-                function. There are no segment embeddings: `token_type_ids` have no effect.
+            attention_mask: `(batch, seq)`, nonzero for real tokens and 0 for padding; None if there is no padding. A
+                4-D mask is passed to the attention function unchanged.
+            position_ids: `(batch or 1, seq)` int64, each less than `max_position_embeddings`. By default positions are
+                counted from the first real token of a sequence; masked tokens after it count too.
+            inputs_embeds: `(batch, seq, hidden)`, instead of `input_ids`.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention function.
+                `token_type_ids` have no effect, because there are no segment embeddings.
 
         Returns:
-            `last_hidden_state` `(batch, seq, hidden)`; if asked for, `hidden_states`: the embeddings, then
-            the output of each layer, the last one after the final norm.
+            `last_hidden_state` `(batch, seq, hidden)`. With `output_hidden_states` also `hidden_states`: the
+            embeddings, then the output of each layer, the last one after the final norm.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or positions beyond the table.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or a position is not less than
+                `max_position_embeddings`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds should be given")
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        inputs = select_inputs(input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs, attention_mask)
         else:
@@ -257,9 +293,12 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.run_layers(hidden_states, attention_mask, **kwargs))
 
     def run_layers(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor:
-        """The layers and the final norm, `(batch, seq, hidden)` -> the same. `optimize_for_inference` replaces it."""
+        """The layers and the final norm, which `optimize_for_inference` replaces.
+
+        `(batch, seq, hidden)` and an attention mask as for `forward` -> `(batch, seq, hidden)`.
+        """
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
@@ -268,7 +307,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         return self.final_norm(hidden_states)
 
     def _default_position_ids(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """`(batch or 1, seq)` int64: columns counted from each row's first real token, 0 before it."""
+        """`(batch or 1, seq)` int64: positions counted from each sequence's first real token, 0 before it."""
         longest = self.config.max_position_embeddings
         if inputs.shape[1] > longest:
             raise ValueError(
@@ -303,35 +342,37 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
+        """The decoder."""
         return self.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the decoder."""
         self.decoder = new_embeddings
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        masked_positions: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        labels: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> MaskedLMOutput:
         """Predicts tokens; arguments not listed are those of `UltraFastBertModel.forward`.
 
         Args:
-            labels: `(batch, seq)` int64, the tokens to predict, -100 where there is nothing to predict.
-            masked_positions: `(batch, k)` int64, the columns to predict. Logits are computed only there, and
-                the loss reads the labels only there.
+            labels: `(batch, seq)` int64, the tokens to predict, and -100 where the loss ignores a position.
+            masked_positions: `(batch, k)` int64, the positions to predict. Logits are computed only there, and the
+                loss uses the labels only there.
 
         Returns:
-            `logits` `(batch, seq, vocab)`, or `(batch, k, vocab)` with `masked_positions`; with `labels` the
+            `logits` `(batch, seq, vocab)`, or `(batch, k, vocab)` with `masked_positions`. With `labels` also the
             `loss`, the mean cross-entropy in nats, computed in float32.
 
         Raises:
-            ValueError: `masked_positions` of another shape.
+            ValueError: `masked_positions` has another shape.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state  # (batch, seq, hidden)
@@ -350,18 +391,18 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
 def _gather_columns(
     columns: torch.Tensor, hidden_states: torch.Tensor, labels: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`(batch, k)` columns of `(batch, seq, hidden)` states and `(batch, seq)` labels."""
+    """The states `(batch, seq, hidden)` and the labels `(batch, seq)` at the columns `(batch, k)`."""
     if columns.dim() != 2 or columns.shape[0] != hidden_states.shape[0]:
         raise ValueError(
             f"masked_positions has shape {tuple(columns.shape)}; it should be ({hidden_states.shape[0]}, k), "
-            "k columns of every row of the batch"
+            "k positions for each sequence of the batch"
         )
     index = columns[..., None].expand(-1, -1, hidden_states.shape[-1])  # (batch, k, hidden)
     return hidden_states.gather(1, index), None if labels is None else labels.gather(1, columns)
 
 
 class UltraFastBertPooler(nn.Module):
-    """One vector per sequence, through a hidden layer: what sequence classifiers read."""
+    """One vector per sequence: pooling, then a hidden layer. The input of sequence classifiers."""
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
@@ -380,20 +421,20 @@ class UltraFastBertPooler(nn.Module):
         if attention_mask.shape != hidden_states.shape[:2]:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; to classify sequences it should be "
-                f"(batch, seq), here {tuple(hidden_states.shape[:2])}: it says which tokens are real"
+                f"(batch, seq), here {tuple(hidden_states.shape[:2])}, because pooling ignores padding"
             )
         attention_mask = attention_mask.to(hidden_states.device)
         if self.pooling == "cls":
-            rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-            return hidden_states[rows, first_real_token(attention_mask)]
+            sequences = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+            return hidden_states[sequences, first_real_token(attention_mask)]
         real = (attention_mask != 0).to(hidden_states.dtype)[..., None]  # (batch, seq, 1)
-        return (hidden_states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # a row of padding gives 0
+        return (hidden_states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # all padding: 0
 
 
 class UltraFastBertForSequenceClassification(UltraFastBertPreTrainedModel):
-    """The encoder with a classifier (or regressor) of whole sequences."""
+    """The encoder with a head that classifies sequences, or predicts numbers for them."""
 
-    # The loss is a mean over the batch: Trainer then divides it by its accumulation steps.
+    # The loss is a mean over the batch, so Trainer has to divide it by the number of accumulation steps.
     accepts_loss_kwargs = False
 
     def __init__(self, config: UltraFastBertConfig):
@@ -401,29 +442,29 @@ class UltraFastBertForSequenceClassification(UltraFastBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = UltraFastBertModel(config)
         self.pooler = UltraFastBertPooler(config)
-        self.classifier = nn.Linear(config.classifier_hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.classifier_hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]
         self.post_init()
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classifies sequences; arguments not listed are those of `UltraFastBertModel.forward`.
 
         Args:
-            labels: `(batch,)` int64 classes, or floats for regression (one label), or `(batch, num_labels)`
-                floats for regression of several numbers and for classes that do not exclude each other.
-                Which it is, `config.problem_type` says; it is set from the first labels when it is None.
+            labels: `(batch,)` int64 classes; `(batch,)` floats for regression of one number; or `(batch, num_labels)`
+                floats for regression of several numbers and for several classes at once. `config.problem_type` selects
+                one of these; if it is None, the first labels set it.
 
         Returns:
-            `logits` `(batch, num_labels)` and, with `labels`, the `loss`: cross-entropy, squared error or
-            binary cross-entropy, averaged, in float32.
+            `logits` `(batch, num_labels)`. With `labels` also the `loss`, the mean cross-entropy, squared error or
+            binary cross-entropy, computed in float32.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask))
@@ -437,33 +478,33 @@ class UltraFastBertForSequenceClassification(UltraFastBertPreTrainedModel):
 
 
 class UltraFastBertForTokenClassification(UltraFastBertPreTrainedModel):
-    """The encoder with a classifier of every token."""
+    """The encoder with a head that classifies tokens."""
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = UltraFastBertModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]
         self.post_init()
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Classifies tokens; arguments not listed are those of `UltraFastBertModel.forward`.
 
         Args:
-            labels: `(batch, seq)` int64 classes, -100 where there is nothing to predict.
+            labels: `(batch, seq)` int64 classes, and -100 where the loss ignores a position.
 
         Returns:
-            `logits` `(batch, seq, num_labels)` and, with `labels`, the `loss`, the mean cross-entropy in
+            `logits` `(batch, seq, num_labels)`. With `labels` also the `loss`, the mean cross-entropy, computed in
             float32.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
@@ -492,24 +533,24 @@ class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        start_positions: torch.LongTensor | None = None,
-        end_positions: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """Finds answer spans; arguments not listed are those of `UltraFastBertModel.forward`.
 
         Args:
-            start_positions: `(batch,)` int64, the column of the answer's first token; beyond the sequence: no
-                answer, and the row does not count.
-            end_positions: `(batch,)` int64, the column of its last token.
+            start_positions: `(batch,)` int64, the position of the answer's first token. The loss ignores positions
+                beyond the sequence.
+            end_positions: `(batch,)` int64, the position of its last token.
 
         Returns:
-            `start_logits` and `end_logits` `(batch, seq)` and, with both positions, the `loss`, the average
-            of the two cross-entropies in float32.
+            `start_logits` and `end_logits` `(batch, seq)`. With both positions also the `loss`, the average of the two
+            cross-entropies, computed in float32.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))  # (batch, seq, 2)
@@ -528,7 +569,7 @@ class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
 
 
 class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
-    """The encoder with a head that scores the choices of a question, each a sequence of its own."""
+    """The encoder with a head that scores the choices of a question; each choice is one sequence."""
 
     accepts_loss_kwargs = False
 
@@ -542,24 +583,27 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
-        """Scores choices.
+        """Scores choices; arguments not listed are those of `UltraFastBertModel.forward`.
+
+        They have a dimension of choices after the batch: `(batch, choices, seq)`.
 
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds: as for `UltraFastBertModel.forward`, with
-                a dimension of choices after the batch: `(batch, choices, seq)`.
             labels: `(batch,)` int64, the right choice.
 
         Returns:
-            `logits` `(batch, choices)` and, with `labels`, the `loss`, the mean cross-entropy in float32.
+            `logits` `(batch, choices)`. With `labels` also the `loss`, the mean cross-entropy, computed in float32.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
         """
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        choices = select_inputs(input_ids, inputs_embeds).shape[1]
         # (batch, choices, ...) -> (batch * choices, ...)
         input_ids, attention_mask, position_ids, inputs_embeds = (
             None if tensor is None else tensor.flatten(0, 1)

@@ -1,7 +1,7 @@
-"""The original code's model, written anew as functions of its `arch` options and its tensors, for comparison.
+"""The original code's model, rewritten as functions of its configuration and its tensors, for comparison.
 
-It shares nothing with the package: rows of query, key and value interleaved by head, all neurons of all trees
-computed and masked, positions by column, an average over padding too.
+It shares nothing with the package: rows of query, key and value are interleaved by head, all neurons of all trees are
+computed and masked, positions are columns, and averages include padding.
 """
 
 import copy
@@ -68,7 +68,10 @@ ARCH = {
 
 
 def config(head: str = "ScriptableLMForPreTraining", **options) -> dict:
-    """The content of a config.json; options are dotted names in `arch`, dots written as `__`."""
+    """The content of a config.json; options are dotted names in `arch`, dots written as `__`.
+
+    As in the original, a classifier has the labels of the top level, two by default, whatever `arch.num_labels` is.
+    """
     arch = copy.deepcopy(ARCH)
     if head == "ScriptableLMForSequenceClassification":
         arch["num_labels"] = 3
@@ -79,6 +82,11 @@ def config(head: str = "ScriptableLMForPreTraining", **options) -> dict:
             place = place[group]
         place[last] = value
     return {"model_type": "crammedBERT", "architectures": [head], "arch": arch}
+
+
+def number_of_labels(config: dict) -> int:
+    """As transformers computes it from the top level of a configuration."""
+    return len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
 
 
 def state(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -122,8 +130,8 @@ def state(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
         hidden = arch["classification_head"]["head_dim"]
         tensors["pooler.dense.weight"] = normal(hidden, width)
         tensors["pooler.dense.bias"] = normal(hidden)
-        tensors["head.weight"] = normal(arch["num_labels"], hidden)
-        tensors["head.bias"] = normal(arch["num_labels"])
+        tensors["head.weight"] = normal(number_of_labels(config), hidden)
+        tensors["head.bias"] = normal(number_of_labels(config))
     return tensors
 
 

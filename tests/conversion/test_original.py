@@ -1,10 +1,8 @@
-"""Conversion from and to the original code: the same outputs, everything else refused by name."""
+"""Conversion from and to the original code: converted models compute the same, and errors name what is refused."""
 
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from tests.conversion import original_code as original
 from ultrafastbert import (
     UltraFastBertConfig,
     UltraFastBertForMaskedLM,
+    UltraFastBertForSequenceClassification,
     UltraFastBertForTokenClassification,
     ops,
     optimize_for_inference,
@@ -34,7 +33,7 @@ MASKED_LM, CLASSIFIER = "ScriptableLMForPreTraining", "ScriptableLMForSequenceCl
 
 
 def inputs():
-    """A full row, a row with padding on the right, and a row with a hole in its mask."""
+    """Three sequences: a full one, one with padding on the right, and one with a gap in its mask."""
     input_ids = torch.randint(1, 40, (3, 10), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(3, 10, dtype=torch.long)
     mask[1, 6:] = 0
@@ -84,20 +83,24 @@ def test_masked_lm_computes_the_same(tmp_path, options):
     torch.testing.assert_close(unmasked.logits, expected, atol=1e-5, rtol=1e-5)
 
 
+THREE_LABELS = {"id2label": {"0": "no", "1": "maybe", "2": "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
+
+
 @pytest.mark.parametrize("feedforward", [{}, {"intermed_type": "ff", "intermed_size": 36}])
 @pytest.mark.parametrize("pooler, nonlin", [("zero_index", "Tanh"), ("avg", "GELU"), ("avg", "ReLU")])
-def test_classifier_computes_the_same(tmp_path, feedforward, pooler, nonlin):
+@pytest.mark.parametrize("top_level", [{}, {"num_labels": 1}, THREE_LABELS], ids=["two", "one", "three"])
+def test_classifier_computes_the_same(tmp_path, feedforward, pooler, nonlin, top_level):
     head = {"classification_head__pooler": pooler, "classification_head__nonlin": nonlin}
-    config = original.config(CLASSIFIER, **head, **feedforward)
+    config = original.config(CLASSIFIER, **head, **feedforward) | top_level
     model, state = converted(tmp_path, config)
     input_ids, _ = inputs()
     with torch.no_grad():
         logits = model(input_ids).logits
-    assert logits.shape == (3, 3)
+    assert logits.shape == (3, original.number_of_labels(config))
     torch.testing.assert_close(logits, original.classify(config, state, input_ids), atol=1e-5, rtol=1e-5)
 
 
-def test_a_converted_average_leaves_padding_out(tmp_path):
+def test_a_converted_average_ignores_padding(tmp_path):
     config = original.config(CLASSIFIER, classification_head__pooler="avg")
     model, state = converted(tmp_path, config)
     input_ids, mask = inputs()
@@ -126,11 +129,11 @@ def test_checkpoints_that_the_original_code_wrote(tmp_path):
         torch.testing.assert_close(hidden, expected["hidden"][real], atol=1e-4, rtol=0)
         torch.testing.assert_close(unmasked, expected["hidden_nomask"], atol=1e-4, rtol=0)
         torch.testing.assert_close(output.logits[real], expected["logits"][real], atol=1e-4, rtol=0)
-        the_same_by_every_way(model, input_ids, mask, expected["logits"], atol=1e-4)
+        assert_same_for_every_backend(model, input_ids, mask, expected["logits"], atol=1e-4)
 
 
-def the_same_by_every_way(model, input_ids, mask, expected, atol):
-    """Through each backend of the trees, and optimised."""
+def assert_same_for_every_backend(model, input_ids, mask, expected, atol):
+    """With each backend of the trees, and after `optimize_for_inference`."""
     real = mask.bool()
     exact = optimize_for_inference(model, dtype="float32", int8=False, verbose=False)
     rounded = optimize_for_inference(model, dtype="bfloat16", int8=True, verbose=False)
@@ -149,12 +152,12 @@ def the_same_by_every_way(model, input_ids, mask, expected, atol):
 
 
 @pytest.mark.parametrize("options", [{}, {"intermed_size": 1, "intermed_depth": 4}, {"intermed_type": "ff"}])
-def test_the_same_by_every_backend_and_optimised(tmp_path, options):
+def test_every_backend_and_the_optimized_model_compute_the_same(tmp_path, options):
     config = original.config(**options)
     model, state = converted(tmp_path, config)
     input_ids, mask = inputs()
     expected = original.masked_lm(config, state, input_ids, mask)
-    the_same_by_every_way(model, input_ids, mask, expected, atol=1e-5)
+    assert_same_for_every_backend(model, input_ids, mask, expected, atol=1e-5)
 
 
 # What is carried over
@@ -167,30 +170,74 @@ def test_options_are_carried_over(tmp_path):
     assert (config.num_attention_heads, config.max_position_embeddings, config.pad_token_id) == (3, 12, 0)
     assert (config.feedforward, config.fff_trees, config.fff_depth) == ("fff", 2, 3)
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.1, 0.2)
-    assert (config.classifier_hidden_size, config.classifier_dropout, config.num_labels) == (20, 0.3, 3)
+    assert (config.classifier_hidden_size, config.classifier_dropout, config.num_labels) == (20, 0.3, 2)
     assert (config.classifier_pooling, config.classifier_activation) == ("mean", "tanh")
     assert config.layer_norm_eps == 1e-12
 
 
-def test_labels_are_carried_over(tmp_path):
-    config = original.config(CLASSIFIER) | {
-        "id2label": {"0": "no", "1": "maybe", "2": "yes"},
-        "label2id": {"no": 0, "maybe": 1, "yes": 2},
-        "problem_type": "single_label_classification",
-    }
+@pytest.mark.parametrize("number_in_arch", [3, 5, None, "many"])
+@pytest.mark.parametrize(
+    "top_level, id2label, problem_type",
+    [
+        ({}, {0: "LABEL_0", 1: "LABEL_1"}, None),
+        ({"id2label": None, "num_labels": None}, {0: "LABEL_0", 1: "LABEL_1"}, None),
+        ({"num_labels": 4}, {i: f"LABEL_{i}" for i in range(4)}, None),
+        (
+            THREE_LABELS | {"problem_type": "single_label_classification"},
+            {0: "no", 1: "maybe", 2: "yes"},
+            "single_label_classification",
+        ),
+        ({"id2label": {"0": "score"}, "problem_type": "regression"}, {0: "score"}, "regression"),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "c"}, "problem_type": "multi_label_classification"},
+            {0: "a", 1: "b", 2: "c"},
+            "multi_label_classification",
+        ),
+    ],
+)
+def test_the_top_level_gives_labels_and_problem_type(tmp_path, top_level, id2label, problem_type, number_in_arch):
+    config = original.config(CLASSIFIER, num_labels=number_in_arch) | top_level
+    state = original.state(config | {"id2label": id2label})
+    model, _ = converted(tmp_path, config, state)
+    assert model.config.id2label == id2label and model.num_labels == len(id2label)
+    assert model.config.problem_type == problem_type
+
+
+def test_label2id_alone_gives_the_names(tmp_path):
+    config = original.config(CLASSIFIER) | {"label2id": {"no": 0, "yes": 1}}
     model, _ = converted(tmp_path, config)
-    assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
-    assert model.config.problem_type == "single_label_classification"
+    assert model.config.id2label == {0: "no", 1: "yes"} and model.config.label2id == {"no": 0, "yes": 1}
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path):
-    refused(tmp_path, original.config(CLASSIFIER) | {"id2label": {"0": "a", "1": "b"}}, match="id2label names 2")
+def test_without_labels_the_head_decides(tmp_path):
+    """Versions of the original that read `arch.num_labels` save no labels at the top level."""
+    config = original.config(CLASSIFIER)
+    state = original.state(config | {"num_labels": 3})
+    model, _ = converted(tmp_path, config, state)
+    assert model.num_labels == 3
 
 
-@pytest.mark.parametrize("count", [None, 0, "3"])
-def test_a_classifier_without_a_number_of_classes_is_refused(tmp_path, count):
-    config = original.config(CLASSIFIER, num_labels=count)
-    refused(tmp_path, config, original.state(original.config(CLASSIFIER)), match=f"arch.num_labels is {count!r}")
+@pytest.mark.parametrize(
+    "top_level, match",
+    [
+        ({"num_labels": 3}, "num_labels is 3, but head.weight has 2 rows"),
+        ({"num_labels": "2"}, "num_labels is '2', but head.weight has 2 rows"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "id2label is {'0': 'a', .*}, but head.weight has 2 rows"),
+        ({"label2id": {"a": 0}}, "label2id is {'a': 0}, but head.weight has 2 rows"),
+        ({"id2label": ["a", "b"]}, r"id2label is \['a', 'b'\]; it should be an object of names by label number"),
+        ({"id2label": {"a": "b", "c": "d"}}, "id2label is {'a': 'b', 'c': 'd'}; it should be an object of names by"),
+        ({"label2id": "ab"}, "label2id is 'ab'; it should be an object"),
+    ],
+)
+def test_labels_that_contradict_the_head_are_refused(tmp_path, top_level, match):
+    """Whatever `arch.num_labels` says; it agrees here."""
+    config = original.config(CLASSIFIER, num_labels=2)
+    refused(tmp_path, config | top_level, original.state(config), match=rf"config\.json: {match}")
+
+
+def test_a_head_with_one_label_and_a_problem_of_several_is_refused(tmp_path):
+    config = original.config(CLASSIFIER) | {"num_labels": 1, "problem_type": "single_label_classification"}
+    refused(tmp_path, config, match="config.json: (.|\n)*problem_type")
 
 
 def test_dtype_is_kept(tmp_path):
@@ -200,7 +247,7 @@ def test_dtype_is_kept(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_tokenizer_files_come_along(tmp_path):
+def test_tokenizer_files_are_copied(tmp_path):
     config = original.config()
     source = original.write(tmp_path / "source", config, original.state(config))
     (source / "tokenizer.json").write_text('{"version": "1.0"}')
@@ -282,18 +329,17 @@ def test_a_missing_option_is_refused(tmp_path, name):
         ("skip_head_transform", False),
         ("decoder_bias", True),
         ("tie_weights", False),
-        ("num_labels", 3),
         ("attention.window", 64),
         ("mixture", {"experts": 4}),
     ],
 )
-def test_an_option_that_ours_does_not_have_is_refused(tmp_path, name, value):
+def test_an_option_without_an_equivalent_is_refused(tmp_path, name, value):
     config = original.config(**{name.replace(".", "__"): value})
     match = rf"config\.json: arch\.{re.escape(name)}(\.experts)? is "
     refused(tmp_path, config, original.state(original.config()), match=match)
 
 
-def test_every_required_option_is_refused_by_another_value(tmp_path):
+def test_another_value_of_a_required_option_is_refused(tmp_path):
     for i, name in enumerate({**REQUIRED, **REQUIRED_FOR_MASKED_LM}):
         config = original.config(**{name.replace(".", "__"): "another"})
         match = rf"arch\.{re.escape(name)} is 'another'; only .* can be converted"
@@ -310,11 +356,11 @@ def test_options_without_effect_may_be_anything(tmp_path, name):
 def test_a_classifier_does_not_need_the_options_of_the_masked_lm_head(tmp_path):
     config = original.config(CLASSIFIER, objective_layout="SCRIPT", skip_head_transform=False, decoder_bias=True)
     model, _ = converted(tmp_path, config)
-    assert model.num_labels == 3
+    assert model.num_labels == 2
 
 
 @pytest.mark.parametrize("value", [-1, "64", None])
-def test_a_value_that_makes_no_sense_is_refused(tmp_path, value):
+def test_an_invalid_value_is_refused(tmp_path, value):
     config = original.config(num_transformer_layers=value)
     refused(tmp_path, config, original.state(original.config()), match="config.json: (.|\n)*num_hidden_layers")
 
@@ -340,20 +386,20 @@ def test_a_missing_tensor_is_named(tmp_path, config):
             continue
         state = original.state(config)
         del state[name]
-        refused(tmp_path / str(i), config, state, match=rf"model\.safetensors: lacks {re.escape(name)}$")
+        refused(tmp_path / str(i), config, state, match=rf"model\.safetensors: missing tensors: {re.escape(name)}$")
 
 
 def test_both_copies_of_the_tied_weight_missing_are_named(tmp_path):
     config = original.config()
     state = original.state(config)
     del state["decoder.weight"], state["encoder.embedding.word_embedding.weight"]
-    refused(tmp_path, config, state, match="lacks encoder.embedding.word_embedding.weight")
+    refused(tmp_path, config, state, match="missing tensors: encoder.embedding.word_embedding.weight")
 
 
 def test_an_unexpected_tensor_is_named(tmp_path):
     config = original.config()
     state = original.state(config) | {"prediction_head.dense.weight": torch.zeros(24, 24)}
-    refused(tmp_path, config, state, match="unexpected prediction_head.dense.weight")
+    refused(tmp_path, config, state, match="unexpected tensors: prediction_head.dense.weight")
 
 
 def test_more_layers_than_configured_are_named(tmp_path):
@@ -362,7 +408,7 @@ def test_more_layers_than_configured_are_named(tmp_path):
         tmp_path,
         config,
         original.state(original.config()),
-        match=r"unexpected encoder\.layers\.1.* and \d+ more",
+        match=r"unexpected tensors: encoder\.layers\.1.* and \d+ more",
     )
 
 
@@ -414,11 +460,11 @@ def test_prefixes_of_compiled_and_distributed_models(tmp_path, prefix):
 def test_a_tensor_with_and_without_prefix_is_refused(tmp_path):
     config = original.config()
     state = original.state(config) | {"module.encoder.final_norm.weight": torch.ones(24)}
-    refused(tmp_path, config, state, match="encoder.final_norm.weight is there a second time")
+    refused(tmp_path, config, state, match="a second tensor is named encoder.final_norm.weight")
 
 
 def save_shards(directory, name, state, save):
-    """The state in two files with an index, as the library writes them."""
+    """The state in two files with an index, as transformers writes them."""
     keys = sorted(state)
     stem, suffix = name.rsplit(".", 1)
     index = {"metadata": {}, "weight_map": {}}
@@ -466,8 +512,8 @@ def test_a_missing_shard_is_named(tmp_path):
         from_original(source, tmp_path / "ours")
 
 
-def test_what_the_original_training_writes(tmp_path):
-    """Its own checkpoints: `arch` alone, without the size of the vocabulary, and a `model.pth`."""
+def test_a_checkpoint_of_the_original_training(tmp_path):
+    """It has `arch` alone, without the size of the vocabulary, and a `model.pth`."""
     config = original.config()
     state = original.state(config)
     source = tmp_path / "source"
@@ -483,6 +529,14 @@ def test_what_the_original_training_writes(tmp_path):
     torch.testing.assert_close(logits, original.masked_lm(config, state, input_ids), atol=1e-5, rtol=1e-5)
 
 
+def test_a_classifier_without_architectures(tmp_path):
+    """The weight of the head says that it is one, although `arch.num_labels` does not."""
+    config = original.config(CLASSIFIER, num_labels=None) | {"architectures": None}
+    state = original.state(config | {"architectures": [CLASSIFIER]})
+    model, _ = converted(tmp_path, config, state)
+    assert isinstance(model, UltraFastBertForSequenceClassification)
+
+
 def break_config(text):
     return lambda source: (source / "config.json").write_bytes(text)
 
@@ -496,12 +550,15 @@ def break_config(text):
         (break_config(b"[]"), "config.json holds a list"),
         (break_config(b'{"model_type": "bert"}'), "model_type is 'bert'; it should be 'crammedBERT'"),
         (break_config(b'{"model_type": "crammedBERT"}'), "arch is None"),
-        (lambda source: (source / "model.safetensors").unlink(), "has no weights: one of model.safetensors"),
+        (
+            lambda source: (source / "model.safetensors").unlink(),
+            "has no weights; it should have one of model.safetensors",
+        ),
         (lambda source: os.truncate(source / "model.safetensors", 1000), "model.safetensors cannot be read"),
         (lambda source: os.truncate(source / "model.safetensors", 0), "model.safetensors cannot be read"),
     ],
 )
-def test_a_broken_checkpoint_is_named(tmp_path, damage, match):
+def test_an_error_names_the_broken_file(tmp_path, damage, match):
     config = original.config()
     source = original.write(tmp_path / "source", config, original.state(config))
     damage(source)
@@ -511,7 +568,7 @@ def test_a_broken_checkpoint_is_named(tmp_path, damage, match):
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state": [torch.zeros(1)]}, {"step": 3}])
-def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
+def test_a_weights_file_that_holds_something_else_is_refused(tmp_path, content):
     config = original.config()
     source = original.write(tmp_path / "source", config, {})
     (source / "model.safetensors").unlink()
@@ -581,13 +638,21 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch, error, 
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
-# Back
+# The reverse
 
 
-@pytest.mark.parametrize("head", [MASKED_LM, CLASSIFIER])
 @pytest.mark.parametrize("feedforward", [{}, {"intermed_type": "ff", "intermed_size": 36}])
-def test_there_and_back(tmp_path, head, feedforward):
-    config = original.config(head, **feedforward)
+@pytest.mark.parametrize(
+    "head, top_level",
+    [
+        (MASKED_LM, {}),
+        (CLASSIFIER, {}),
+        (CLASSIFIER, THREE_LABELS | {"problem_type": "multi_label_classification"}),
+        (CLASSIFIER, {"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}),
+    ],
+)
+def test_there_and_back(tmp_path, head, top_level, feedforward):
+    config = original.config(head, **feedforward) | top_level
     _, state = converted(tmp_path, config)
     to_original(tmp_path / "ours", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
@@ -596,8 +661,12 @@ def test_there_and_back(tmp_path, head, feedforward):
         torch.testing.assert_close(tensor, state[name], atol=0, rtol=0)
     written = json.loads((tmp_path / "back" / "config.json").read_text())
     assert written["architectures"] == [head] and written["model_type"] == "crammedBERT"
+    assert written | top_level == written
     if feedforward:
         config["arch"].pop("intermed_depth")  # without effect on a dense layer
+    if head == CLASSIFIER:
+        config["arch"]["num_labels"] = original.number_of_labels(config)
+        assert len(written["id2label"]) == original.number_of_labels(config)
     assert written["arch"] == config["arch"]
     from_original(tmp_path / "back", tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "ours" / "config.json").read_text()
@@ -625,42 +694,15 @@ def ours(tmp_path, model_class, **options):
         (UltraFastBertForTokenClassification, {}, "architectures is 'UltraFastBertForTokenClassification'"),
     ],
 )
-def test_what_the_original_does_not_have_is_refused(tmp_path, model_class, options, match):
+def test_a_model_without_an_equivalent_is_refused(tmp_path, model_class, options, match):
     source = ours(tmp_path, model_class, **options)
     with pytest.raises(ConversionError, match=match):
         to_original(source, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
-def test_only_ours_goes_back(tmp_path):
+def test_only_a_model_of_this_package_is_converted_back(tmp_path):
     config = original.config()
     source = original.write(tmp_path / "source", config, original.state(config))
     with pytest.raises(ConversionError, match="model_type is 'crammedBERT'; it should be 'ultrafastbert'"):
         to_original(source, tmp_path / "back")
-
-
-# The command
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "ultrafastbert", "convert", *arguments], capture_output=True, text=True
-    )
-
-
-def test_the_command_says_what_it_converted(tmp_path):
-    config = original.config(CLASSIFIER)
-    source = original.write(tmp_path / "source", config, original.state(config))
-    result = run(source, tmp_path / "ours")
-    assert result.returncode == 0, result.stderr
-    assert "UltraFastBertForSequenceClassification: 2 layers of width 24, fff 2x3" in result.stdout
-    assert "averages the real tokens only" in result.stdout
-    result = run("--to_original", "true", tmp_path / "ours", tmp_path / "back")
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "back" / "model.safetensors").is_file()
-
-
-def test_the_command_ends_with_a_sentence_on_an_error(tmp_path):
-    result = run(tmp_path / "nowhere", tmp_path / "ours")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: ") and "nowhere" in result.stderr and "Traceback" not in result.stderr

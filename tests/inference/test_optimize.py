@@ -1,4 +1,4 @@
-"""An optimised model gives what the model gives, to the precision it says, and refuses what it cannot do."""
+"""An optimised model returns the model's outputs to the stated precision, and refuses what it does not support."""
 
 import copy
 import io
@@ -20,6 +20,7 @@ from ultrafastbert import (
     optimize_for_inference,
 )
 from ultrafastbert.inference import optimize
+from ultrafastbert.inference.operators import Int8Linear
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
@@ -49,7 +50,7 @@ def make(model_class=UltraFastBertModel, **options):
 
 
 def batch():
-    """Rows that are full, padded on the right, padded on the left, and with a hole."""
+    """Sequences that are full, padded on the right, padded on the left, and with a gap in the mask."""
     input_ids = torch.randint(1, 60, (4, 33), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(4, 33, dtype=torch.long)
     mask[1, 7:] = 0
@@ -63,7 +64,7 @@ def optimized(model, **options):
 
 
 def error(output, expected):
-    """Of the whole, relative to its size."""
+    """The norm of the difference, relative to the expected norm."""
     return ((output.float() - expected).norm() / expected.norm()).item()
 
 
@@ -128,8 +129,8 @@ def test_labels_and_masked_positions():
 
 @needs_native
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16", "int8": False}, {"dtype": "bfloat16", "int8": True}])
-def test_a_text_does_not_depend_on_its_batch(settings):
-    """Each row alone, without its padding: the same numbers, up to the order in which oneDNN adds."""
+def test_a_sequence_does_not_depend_on_its_batch(settings):
+    """Each sequence alone, without its padding, gives the same numbers up to oneDNN's order of summation."""
     fast, inputs = optimized(make(), **settings), batch()
     together = hidden(fast, **inputs)
     for ids, mask, states in zip(inputs["input_ids"], inputs["attention_mask"], together, strict=True):
@@ -140,7 +141,7 @@ def test_a_text_does_not_depend_on_its_batch(settings):
 
 
 @needs_native
-def test_other_ways_to_ask():
+def test_other_inputs_and_outputs():
     model = make()
     fast, inputs = optimized(model, dtype="float32", int8=False), batch()
     real = inputs["attention_mask"].bool()
@@ -162,7 +163,7 @@ def test_other_ways_to_ask():
 
 @needs_native
 @pytest.mark.parametrize("int8", [False, True])
-def test_hidden_states_and_attentions_are_there_when_asked_for(int8):
+def test_hidden_states_and_attentions_are_returned_on_request(int8):
     model = make(attn_implementation="eager")
     fast, inputs = optimized(model, dtype="float32", int8=int8), batch()
     real = inputs["attention_mask"].bool()
@@ -178,7 +179,7 @@ def test_hidden_states_and_attentions_are_there_when_asked_for(int8):
 
 
 @needs_native
-def test_empty_rows_and_empty_batches():
+def test_empty_sequences_and_empty_batches():
     fast = optimized(make())
     nothing = hidden(fast, input_ids=torch.ones(2, 5, dtype=torch.long), attention_mask=torch.zeros(2, 5).long())
     assert nothing.shape == (2, 5, 48) and (nothing == 0).all()
@@ -188,7 +189,7 @@ def test_empty_rows_and_empty_batches():
 
 
 @needs_native
-def test_a_text_that_is_not_a_number_stays_one_and_harms_no_other():
+def test_nan_in_one_sequence_does_not_affect_the_others():
     model = make()
     fast = optimized(model, dtype="float32", int8=True)
     embeds = torch.randn(3, 8, 48, generator=torch.Generator().manual_seed(0))
@@ -200,7 +201,7 @@ def test_a_text_that_is_not_a_number_stays_one_and_harms_no_other():
 
 
 @needs_native
-def test_the_model_itself_stays_as_it_is():
+def test_the_original_model_does_not_change():
     model = make(UltraFastBertForMaskedLM)
     before = copy.deepcopy(model.state_dict())
     optimized(model, dtype="bfloat16", int8=True)
@@ -229,11 +230,11 @@ def test_pipeline(tmp_path):
         assert output["score"] == pytest.approx(expected["score"], abs=1e-4)
 
 
-# what it says, and what it refuses
+# messages and errors
 
 
 @needs_native
-def test_it_says_what_it_did(capsys):
+def test_it_prints_its_changes(capsys):
     fast = optimize_for_inference(make(), dtype="float32", int8=True)
     said = capsys.readouterr().err
     assert all(done in said for done in fast.optimizations)
@@ -259,7 +260,7 @@ def test_automatic_choice_by_the_processor(monkeypatch, features, dtype, int8):
     fast = optimized(make())
     assert fast.dtype is dtype
     if native.available() and optimize._has_onednn():
-        assert any(isinstance(module, optimize.Int8Linear) for module in fast.modules()) == int8
+        assert any(isinstance(module, Int8Linear) for module in fast.modules()) == int8
 
 
 def test_without_native_operators_only_the_dtype_changes(monkeypatch):
@@ -274,7 +275,7 @@ def test_without_native_operators_only_the_dtype_changes(monkeypatch):
 @pytest.mark.parametrize(
     "options, problem, match",
     [
-        ({"dtype": "float16"}, ValueError, "dtype is 'float16'; it should be float32, bfloat16"),
+        ({"dtype": "float16"}, ValueError, "dtype is 'float16'; it should be one of auto, float32, bfloat16"),
         ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
         ({"int8": "yes"}, ValueError, "int8 is 'yes'"),
     ],
@@ -294,14 +295,14 @@ def test_wrong_models_are_refused():
 
 
 @needs_native
-def test_it_is_not_saved(tmp_path):
+def test_saving_is_refused(tmp_path):
     fast = optimized(make())
     for save in (
         lambda: fast.save_pretrained(tmp_path),
         lambda: fast.state_dict(),
         lambda: torch.save(fast, io.BytesIO()),
     ):
-        with pytest.raises(RuntimeError, match="cannot be saved; save the model it was made from"):
+        with pytest.raises(RuntimeError, match="cannot be saved; save the original model"):
             save()
 
 

@@ -1,4 +1,4 @@
-"""`ultrafastbert fill-mask MODEL TEXT ...`."""
+"""`ultrafastbert fill-mask MODEL TEXT...`: prints the most probable tokens for the mask of each text."""
 
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from ultrafastbert.utils.validation import POSITIVE, check_fields
 
 @dataclass
 class FillMaskArguments:
-    """Which model fills which masks."""
+    """Options of `ultrafastbert fill-mask`."""
 
-    model: str = field(metadata={"help": "directory of a masked language model, or its name on the Hub"})
-    texts: list[str] = field(metadata={"help": "texts with one [MASK] each", "nargs": "+"})
+    model: str = field(metadata={"help": "Directory of a masked language model, or its name on the Hub."})
+    texts: list[str] = field(metadata={"help": "Texts with one [MASK] each.", "nargs": "+"})
     top_k: int = 5
-    """Predictions to print for each text."""
+    """Number of predictions to print for each text."""
 
     def __post_init__(self):
         check_fields(self, POSITIVE, "top_k")
@@ -26,14 +26,14 @@ def fill_mask(arguments: FillMaskArguments) -> None:
     """Prints the most probable tokens for the mask of each text.
 
     Raises:
-        UserError: a model that cannot be loaded, or a text without exactly one mask.
+        UserError: the model cannot be loaded, or a text does not have exactly one mask.
     """
     logging.disable_progress_bar()
     try:
         fill = pipeline("fill-mask", arguments.model, top_k=arguments.top_k)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model {arguments.model} cannot be loaded: {error}") from error
-    mask = str(getattr(fill.tokenizer, "mask_token", "[MASK]"))
+    mask = str(getattr(fill.tokenizer, "mask_token", None))
     for text in arguments.texts:
         if text.count(mask) != 1:
             raise UserError(f"text {text!r} has {text.count(mask)} masks; it should have one {mask}")

@@ -1,1 +1,1 @@
-"""Checkpoints of other code, converted to this package's models and back."""
+"""Conversion between checkpoints of other code and models of this package."""

@@ -1,38 +1,40 @@
-"""Checkpoints of the original code <-> ours.
+"""Conversion of checkpoints of the original UltraFastBERT code to models of this package, and back.
 
-The original code (pbelcak/UltraFastBERT over JonasGeiping/cramming) keeps a nested table of options, `arch`,
-in its configuration. The tables below say what becomes of every one of them: it is carried over, or it must
-have the one value that this model is built with, or it has no effect on what the model computes. An option in
-none of them is refused, so a conversion that succeeds is one that computes the same. Read from right to left,
-the same tables give `to_original`.
+The original code (pbelcak/UltraFastBERT, based on JonasGeiping/cramming) stores a nested table of options, `arch`, in
+its configuration. The tables below list every option: it is carried over, or it must have the one value that this
+package implements, or it has no effect on what the model computes. An option in none of the tables is refused, so a
+converted model computes the same as the original. `to_original` reads the same tables from right to left.
 """
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
+from ultrafastbert.conversion.files import (
+    OBJECT,
+    ConversionError,
+    State,
+    copy_tokenizer,
+    errors_name,
+    exactly,
+    new_directory,
+    read_json,
+    read_weights,
+    written_whole,
+)
 from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForMaskedLM,
     UltraFastBertForSequenceClassification,
     UltraFastBertPreTrainedModel,
 )
-from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.settings import flatten
+from ultrafastbert.utils.validation import Rule, check
 
-State = dict[str, torch.Tensor]
-
-# Options of the original and where they go in UltraFastBertConfig; two that go to one place must agree.
+# Options of the original and their names in UltraFastBertConfig; two options with the same name here must agree.
 CARRIED = {
     "hidden_size": "hidden_size",
     "num_transformer_layers": "num_hidden_layers",
@@ -50,17 +52,17 @@ CARRIED = {
     "classification_head.nonlin": "classifier_activation",
     "classification_head.classifier_dropout": "classifier_dropout",
 }
-# The values of these options have other names here.
+# The values of these options that have other names here.
 VALUES = {
     "classification_head.pooler": {"zero_index": "cls", "avg": "mean"},
     "classification_head.nonlin": {"Tanh": "tanh", "GELU": "gelu", "ReLU": "relu"},
 }
-# The feedforward options: `intermed_size` means two things.
+# Options of the feedforward layers by `intermed_type`: `intermed_size` counts neurons or trees.
 FEEDFORWARD = {
     "ff": {"intermed_size": "intermediate_size"},
     "fff": {"intermed_size": "fff_trees", "intermed_depth": "fff_depth"},
 }
-# Options that can have only this value here.
+# Options that must have this value.
 REQUIRED = {
     "norm": "LayerNorm",
     "norm_scheme": "pre",
@@ -78,22 +80,22 @@ REQUIRED = {
     "attention.skip_output_projection": False,
     "classification_head.include_ff_layer": True,
 }
-# The same for options of the masked-LM head, which say nothing about a classifier.
+# The same for options of the masked-LM head, which have no effect on a classifier.
 REQUIRED_FOR_MASKED_LM = {
     "objective_layout": "MLM",
     "skip_head_transform": True,
     "decoder_bias": False,
     "tie_weights": True,
-    "num_labels": None,
 }
 # Options that have no effect on what a trained model computes, with the original's default.
 WITHOUT_EFFECT = {
-    "architectures": ["ScriptableCrammedBERT"],  # the head is named by the key of the same name outside `arch`
+    "architectures": ["ScriptableCrammedBERT"],  # the `architectures` beside `arch` name the head
+    "num_labels": None,  # the weight of the head and the configuration beside `arch` give the number of labels
     "init.type": "normal",
     "init.std": 0.02,
     "loss": "cross-entropy",
     "sparse_prediction": 0.25,
-    # where half precision is left for single precision; in single precision there is no difference
+    # these two compute some parts in float32 when the model is in half precision
     "attention.seq_op_in_fp32": False,
     "embedding.stable_low_precision": False,
 }
@@ -125,175 +127,187 @@ LAYER_FEEDFORWARD = {
         "ffn.linear_out.weight": "feedforward.weight_out",
     },
 }
-# A buffer of each layer, 1 / sqrt(head_dim), which is no weight.
+# A buffer of each layer, 1 / sqrt(head_dim); not a weight.
 NORM_FACTOR = "encoder.layers.{}.attn.self_attention.norm_factor"
-# The decoder's weight is that of the word embedding; a file may hold either or both.
+# The decoder and the word embedding have the same weight; a file may hold either name or both.
 TIED = ("decoder.weight", "encoder.embedding.word_embedding.weight")
-HEADS = {
+CLASSIFIER_WEIGHT = "head.weight"
+HEADS: dict[type[UltraFastBertPreTrainedModel], dict[str, str]] = {
     UltraFastBertForMaskedLM: {},
     UltraFastBertForSequenceClassification: {
         "pooler.dense.weight": "pooler.dense.weight",
         "pooler.dense.bias": "pooler.dense.bias",
-        "head.weight": "classifier.weight",
+        CLASSIFIER_WEIGHT: "classifier.weight",
         "head.bias": "classifier.bias",
     },
 }
-CLASSES = {
+CLASSES: dict[str, type[UltraFastBertPreTrainedModel]] = {
     "ScriptableLMForPreTraining": UltraFastBertForMaskedLM,
     "ScriptableLMForSequenceClassification": UltraFastBertForSequenceClassification,
 }
-# Outside `arch`: what transformers keeps about classes.
+# Beside `arch`, what transformers stores about labels.
 LABELS = ("id2label", "label2id", "problem_type")
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
+LABEL_NAMES = Rule(
+    lambda value: isinstance(value, dict) and all(str(number).isdigit() for number in value),
+    "an object of names by label number",
 )
 
 
-class ConversionError(UserError, ValueError):
-    """A checkpoint that cannot be converted; the message names the file, option or tensor."""
-
-
 def from_original(source: str | Path, destination: str | Path) -> UltraFastBertPreTrainedModel:
-    """Converts a checkpoint directory of the original code, with the tokenizer's files if it has any.
+    """Converts a checkpoint directory of the original code, with the files of its tokenizer if it has any.
 
     Args:
-        source: a directory with `config.json` (or `model_config.json`, as the original's training writes it)
-            and weights: `model.safetensors`, `pytorch_model.bin`, either of them in shards, or `model.pth`.
-        destination: the directory to make, for `from_pretrained`; it may exist if it is empty. It appears
-            when it is complete.
+        source: a directory with `config.json` (or `model_config.json`, which the original's training writes) and
+            weights: `model.safetensors`, `pytorch_model.bin`, either of them in shards, or `model.pth`.
+        destination: the directory to create, for `from_pretrained`; it may exist if it is empty. It appears when it
+            is complete.
 
     Returns:
         The converted model, loaded from `destination`.
 
     Raises:
-        ConversionError: not a checkpoint of the original, an option that has no equal here, or tensors that
-            do not fit the options.
+        ConversionError: `source` is not a checkpoint of the original, it has an option without an equivalent here, or
+            its tensors do not match its configuration.
         FileExistsError: `destination` exists and is not an empty directory.
         OSError: `destination` cannot be written.
     """
-    source, destination = Path(source), _free(destination)
-    config_file, original = _read_original_config(source)
-    weights_file, state = _read_weights(source)
-    try:
-        model_class = _model_class(original)
+    source, destination = Path(source), new_directory(destination)
+    config_file, original = _read_config(source)
+    weights_file, state = read_weights(source)
+    with errors_name(config_file):
+        model_class = _model_class(original, state)
         config = _config_from_original(original, model_class, state)
-    except (ConversionError, StrictDataclassError) as error:
-        raise ConversionError(f"{config_file}: {error}") from error
-    with torch.device("meta"):
-        model = model_class(config)
-    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    with errors_name(weights_file):
         model.load_state_dict(_state_from_original(state, model), assign=True)
-    except ConversionError as error:
-        raise ConversionError(f"{weights_file}: {error}") from error
     model.tie_weights()
 
-    with _made_whole(destination) as directory:
+    with written_whole(destination) as directory:
         model.save_pretrained(directory)
-        _copy_tokenizer(source, directory)
+        copy_tokenizer(source, directory)
     return model_class.from_pretrained(destination, dtype="auto")
 
 
 def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPreTrainedModel:
-    """Converts a checkpoint directory of this project for the original code: the reverse of `from_original`.
+    """Converts a checkpoint directory of this package for the original code, the reverse of `from_original`.
 
     Args:
         source: a directory that `save_pretrained` wrote, of a masked-LM or a sequence-classification model.
-        destination: the directory to make; it may exist if it is empty. It appears when it is complete.
+        destination: the directory to create; it may exist if it is empty. It appears when it is complete.
 
     Returns:
-        The model that was converted, loaded from `source`.
+        The model, loaded from `source`.
 
     Raises:
-        ConversionError: not such a directory, or the original code has no equal of the model.
+        ConversionError: `source` is not such a directory, or the original code has no equivalent of the model.
         FileExistsError: `destination` exists and is not an empty directory.
         OSError: `destination` cannot be written.
     """
-    source, destination = Path(source), _free(destination)
-    config = _read_json(source / "config.json")
-    if config.get("model_type") != UltraFastBertConfig.model_type:
-        raise ConversionError(
-            f"{source / 'config.json'}: model_type is {config.get('model_type')!r}; it should be "
-            f"{UltraFastBertConfig.model_type!r}"
-        )
-    try:
+    source, destination = Path(source), new_directory(destination)
+    config_file = source / "config.json"
+    config = read_json(config_file)
+    with errors_name(config_file):
+        check("model_type", config.get("model_type"), exactly(UltraFastBertConfig.model_type))
         model_class = _one_of({c.__name__: c for c in HEADS}, "architectures", config.get("architectures"))
         model = model_class.from_pretrained(source, dtype="auto")
-        original, state = _config_to_original(model), _state_to_original(model)
-    except ConversionError as error:
-        raise ConversionError(f"{source / 'config.json'}: {error}") from error
+        original = _config_to_original(model)
 
-    with _made_whole(destination) as directory:
+    with written_whole(destination) as directory:
         (directory / "config.json").write_text(json.dumps(original, indent=2, sort_keys=True) + "\n")
-        save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
-        _copy_tokenizer(source, directory)
+        save_file(_state_to_original(model), directory / "model.safetensors", metadata={"format": "pt"})
+        copy_tokenizer(source, directory)
     return model
 
 
-# Options
+# Configuration
 
 
-def _model_class(original: dict[str, Any]) -> type[UltraFastBertPreTrainedModel]:
+def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The original's configuration file and its content, with `arch` and what is stored beside it."""
+    file = directory / "model_config.json"
+    if file.is_file() and not (directory / "config.json").is_file():
+        return file, {"arch": read_json(file)}  # the original's training saves `arch` alone
+    file = directory / "config.json"
+    config = read_json(file)
+    with errors_name(file):
+        check("model_type", config.get("model_type"), exactly("crammedBERT"))
+        check("arch", config.get("arch"), OBJECT)
+    return file, config
+
+
+def _model_class(original: dict[str, Any], state: State) -> type[UltraFastBertPreTrainedModel]:
     if original.get("architectures") is not None:
         return _one_of(CLASSES, "architectures", original["architectures"])
-    labels = original["arch"].get("num_labels")
-    return UltraFastBertForMaskedLM if labels is None else UltraFastBertForSequenceClassification
+    return UltraFastBertForSequenceClassification if CLASSIFIER_WEIGHT in state else UltraFastBertForMaskedLM
 
 
 def _config_from_original(
     original: dict[str, Any], model_class: type[UltraFastBertPreTrainedModel], state: State
 ) -> UltraFastBertConfig:
     options = flatten(original["arch"])
-    feedforward = options.setdefault("intermed_type", "ff")  # the original's own default
+    feedforward = options.setdefault("intermed_type", "ff")  # the original's default
     carried = CARRIED | _one_of(FEEDFORWARD, "arch.intermed_type", feedforward)
     required = REQUIRED | (REQUIRED_FOR_MASKED_LM if model_class is UltraFastBertForMaskedLM else {})
     _check_options(options, carried, required)
-    if options["embedding.vocab_size"] is None:  # in a model_config.json, which is written before it is known
+    if options["embedding.vocab_size"] is None:  # the original's training writes its file before the size is known
         options["embedding.vocab_size"] = next((len(state[name]) for name in TIED if name in state), None)
 
-    fields = {"feedforward": "dense" if feedforward == "ff" else "fff"}
+    fields: dict[str, Any] = {"feedforward": "dense" if feedforward == "ff" else "fff"}
     if model_class is UltraFastBertForSequenceClassification:
-        fields |= _labels_from_original(original)
+        fields |= _labels_from_original(original, state)
     for name, field in carried.items():
         value = options[name]
         if name in VALUES:
             value = _one_of(VALUES[name], f"arch.{name}", value)
         if fields.setdefault(field, value) != value:
-            raise ConversionError(f"arch.{name} is {value!r}; only {fields[field]!r}, as {field}, can be converted")
+            raise ConversionError(f"arch.{name} is {value!r}; only {fields[field]!r}, the {field}, can be converted")
     return UltraFastBertConfig(**fields)
 
 
 def _check_options(options: dict[str, Any], carried: dict[str, str], required: dict[str, Any]) -> None:
-    """Refuses options that are unknown, have another value than the required one, or are missing."""
+    """Refuses unknown options, values other than the required ones, and missing options."""
     known = {*carried, *required, *REQUIRED_FOR_MASKED_LM, *WITHOUT_EFFECT, "intermed_type", "intermed_depth"}
     for name, value in options.items():
         if name not in known:
-            raise ConversionError(f"arch.{name} is {value!r}, an option unknown to this conversion")
+            raise ConversionError(f"arch.{name} is {value!r}; this option is unknown and cannot be converted")
         if name in required and value != required[name]:
             raise ConversionError(f"arch.{name} is {value!r}; only {required[name]!r} can be converted")
     if missing := sorted({*carried, *required} - options.keys()):
         raise ConversionError(f"arch.{missing[0]} is missing")
 
 
-def _labels_from_original(original: dict[str, Any]) -> dict[str, Any]:
-    """The number of classes, which `arch` has, and what is known about them outside `arch`."""
-    count = original["arch"].get("num_labels")
-    if not isinstance(count, int) or count < 1:
-        raise ConversionError(f"arch.num_labels is {count!r}; it should be the number of classes")
+def _labels_from_original(original: dict[str, Any], state: State) -> dict[str, Any]:
+    """The number of labels, their names and the problem type of a classifier.
+
+    The head's weight `(labels, hidden)` gives the number. As in transformers, the configuration gives it by `id2label`
+    or else by `num_labels`; it may have neither, because configurations of two labels are saved without them.
+    """
     fields = {name: original[name] for name in LABELS if original.get(name) is not None}
-    if len(fields.get("id2label", range(count))) != count:
-        raise ConversionError(f"id2label names {len(fields['id2label'])} classes; arch.num_labels is {count}")
-    return fields | {"num_labels": count}
+    if "label2id" in fields:
+        check("label2id", fields["label2id"], OBJECT)
+        fields.setdefault("id2label", {index: name for name, index in fields["label2id"].items()})
+    if "id2label" in fields:
+        check("id2label", fields["id2label"], LABEL_NAMES)
+        stated = "label2id" if original.get("id2label") is None else "id2label"
+        number = len(fields["id2label"])
+    else:
+        stated, number = "num_labels", original.get("num_labels")
+    if CLASSIFIER_WEIGHT not in state:
+        return fields  # reported with all other missing tensors
+    rows = state[CLASSIFIER_WEIGHT].shape[:1].numel()
+    if number not in (None, rows):
+        raise ConversionError(
+            f"{stated} is {original[stated]!r}, but {CLASSIFIER_WEIGHT} has {rows} rows; "
+            "it should have one row for each label"
+        )
+    return fields | {"num_labels": rows}
 
 
 def _config_to_original(model: UltraFastBertPreTrainedModel) -> dict[str, Any]:
     config = model.config
     if not config.tie_word_embeddings:
-        raise ConversionError("tie_word_embeddings is False; the original always ties them")
+        raise ConversionError("tie_word_embeddings is False; the original always ties the embeddings")
     feedforward = "ff" if config.feedforward == "dense" else "fff"
     options = REQUIRED | REQUIRED_FOR_MASKED_LM | WITHOUT_EFFECT | {"intermed_type": feedforward}
     for name, field in (CARRIED | FEEDFORWARD[feedforward]).items():
@@ -307,13 +321,13 @@ def _config_to_original(model: UltraFastBertPreTrainedModel) -> dict[str, Any]:
         "torch_dtype": str(model.dtype).removeprefix("torch."),
     }
     if isinstance(model, UltraFastBertForSequenceClassification):
-        options["num_labels"] = config.num_labels
+        options["num_labels"] = config.num_labels  # versions of the original differ in which of the two they read
         original |= {name: getattr(config, name) for name in LABELS}
     return original | {"arch": _unflatten(options)}
 
 
 def _one_of(table: dict[str, Any], name: str, value: Any) -> Any:
-    """The entry of `table` for the value of `name`; a list of one value counts as the value."""
+    """The entry of `table` for the value of the option `name`; a list of one value counts as the value."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if not isinstance(value, str) or value not in table:
@@ -326,10 +340,10 @@ def _unflatten(options: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in options.items():
         *groups, last = name.split(".")
-        place = nested
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
+        group = nested
+        for key in groups:
+            group = group.setdefault(key, {})
+        group[last] = value
     return nested
 
 
@@ -337,7 +351,7 @@ def _unflatten(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(model: UltraFastBertPreTrainedModel) -> dict[str, str]:
-    """Names of the original's tensors -> names of ours."""
+    """The original's names of tensors -> ours."""
     names = ENCODER | HEADS[type(model)]
     for i in range(model.config.num_hidden_layers):
         for theirs, ours in (LAYER | LAYER_FEEDFORWARD[model.config.feedforward]).items():
@@ -346,7 +360,7 @@ def _names(model: UltraFastBertPreTrainedModel) -> dict[str, str]:
 
 
 def _layout_from_original(name: str, tensor: torch.Tensor, shape: torch.Size, heads: int) -> torch.Tensor:
-    """The original's tensor `name` in our layout, of `shape`."""
+    """The original's tensor `name` in our layout, with `shape`."""
     if name.endswith("query_key_value.weight"):  # rows (heads, 3, head_dim) -> (3, heads, head_dim)
         tensor = tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1)
     elif name.endswith("linear_out.weight"):  # (hidden, trees * nodes) -> (trees * nodes, hidden)
@@ -365,22 +379,22 @@ def _layout_to_original(name: str, tensor: torch.Tensor, heads: int) -> torch.Te
 
 
 def _state_from_original(state: State, model: UltraFastBertPreTrainedModel) -> State:
-    """The original's tensors under our names and in our layout, all accounted for."""
+    """The original's tensors under our names and in our layout; refuses missing, unexpected and misshapen ones."""
     heads, names, ours = model.config.num_attention_heads, _names(model), model.state_dict()
     state = _without_norm_factors(state, model.config)
     if isinstance(model, UltraFastBertForMaskedLM):
         state = _with_one_embedding(state)
-    for problem, tensors in (("lacks", names.keys() - state), ("has the unexpected", state.keys() - names)):
+    for problem, tensors in (("missing", names.keys() - state), ("unexpected", state.keys() - names)):
         if tensors:
-            raise ConversionError(f"{problem} {_listed(tensors)}")
+            raise ConversionError(f"{problem} tensors: {_listed(tensors)}")
 
     converted = {}
     for theirs, name in names.items():
         tensor, shape = state[theirs], _layout_to_original(theirs, ours[name], heads).shape
         if tensor.shape != shape or not tensor.is_floating_point():
             raise ConversionError(
-                f"{theirs} is {tensor.dtype} of shape {tuple(tensor.shape)}; by the configuration it should "
-                f"be floating point of shape {tuple(shape)}"
+                f"{theirs} is {tensor.dtype} of shape {tuple(tensor.shape)}; according to the configuration it "
+                f"should be floating-point of shape {tuple(shape)}"
             )
         converted[name] = _layout_from_original(theirs, tensor, ours[name].shape, heads)
     if isinstance(model, UltraFastBertForMaskedLM):
@@ -389,7 +403,7 @@ def _state_from_original(state: State, model: UltraFastBertPreTrainedModel) -> S
 
 
 def _state_to_original(model: UltraFastBertPreTrainedModel) -> State:
-    """Our tensors under the original's names and in its layout, with one copy of the tied weight."""
+    """Our tensors under the original's names and in its layout; the tied weight has one name."""
     heads, ours = model.config.num_attention_heads, model.state_dict()
     state = {theirs: _layout_to_original(theirs, ours[name], heads) for theirs, name in _names(model).items()}
     for i in range(model.config.num_hidden_layers):
@@ -398,7 +412,7 @@ def _state_to_original(model: UltraFastBertPreTrainedModel) -> State:
 
 
 def _without_norm_factors(state: State, config: UltraFastBertConfig) -> State:
-    """The state without the buffers of the attention's scale, which follows from the configuration."""
+    """The state without the buffers that hold the scale of attention, which follows from the configuration."""
     state, scale = dict(state), (config.num_attention_heads / config.hidden_size) ** 0.5
     for i in range(config.num_hidden_layers):
         factor = state.pop(NORM_FACTOR.format(i), None)
@@ -408,7 +422,7 @@ def _without_norm_factors(state: State, config: UltraFastBertConfig) -> State:
 
 
 def _with_one_embedding(state: State) -> State:
-    """The state with the tied weight under the embedding's name only, wherever it was."""
+    """The state with the tied weight under the embedding's name only."""
     state = dict(state)
     decoder, embedding = (state.get(name) for name in TIED)
     if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
@@ -419,106 +433,5 @@ def _with_one_embedding(state: State) -> State:
 
 
 def _listed(names: set[str]) -> str:
-    """Up to five names, in order, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-# Files
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConversionError(f"{file} is missing, so {file.parent} is not the directory of a checkpoint")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{file} holds a {type(content).__name__}; it should hold an object")
-    return content
-
-
-def _read_original_config(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The file and content of the original's configuration, with `arch` and what is kept beside it."""
-    file = directory / "model_config.json"
-    if file.is_file() and not (directory / "config.json").is_file():
-        return file, {"arch": _read_json(file)}  # as the original's own training saves: `arch` and nothing else
-    file = directory / "config.json"
-    config = _read_json(file)
-    if config.get("model_type") != "crammedBERT":
-        raise ConversionError(f"{file}: model_type is {config.get('model_type')!r}; it should be 'crammedBERT'")
-    if not isinstance(config.get("arch"), dict):
-        raise ConversionError(f"{file}: arch is {config.get('arch')!r}; it should be an object of options")
-    return file, config
-
-
-def _read_weights(directory: Path) -> tuple[Path, State]:
-    """The file that was chosen and all tensors, without the prefixes of compiled and distributed models."""
-    candidates = ("model.safetensors", "pytorch_model.bin")
-    candidates = (*candidates, *(f"{name}.index.json" for name in candidates), "model.pth")
-    file = next((directory / name for name in candidates if (directory / name).is_file()), None)
-    if file is None:
-        raise ConversionError(f"{directory} has no weights: one of {', '.join(candidates)} should be there")
-
-    state: State = {}
-    for shard in _shards(file) if file.suffix == ".json" else [file]:
-        for name, tensor in _read_tensors(shard).items():
-            name = re.sub(r"^((_orig_mod|module)\.)+", "", name)
-            if name in state:
-                raise ConversionError(f"{shard}: {name} is there a second time")
-            state[name] = tensor
-    return file, state
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConversionError(f"{index}: weight_map is {weight_map!r}; it should name a file for every tensor")
-    files = [index.parent / str(name) for name in sorted(set(weight_map.values()))]
-    for file in files:
-        if not file.is_file():
-            raise ConversionError(f"{index} names {file.name}, which is missing")
-    return files
-
-
-def _read_tensors(file: Path) -> State:
-    try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what readers raise on a broken file is anything
-        raise ConversionError(f"{file} cannot be read: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ConversionError(f"{file} holds a {type(state).__name__}; it should hold named tensors and only them")
-    return state
-
-
-def _free(destination: str | Path) -> Path:
-    """The destination, once it is sure that nothing is there that a conversion would destroy."""
-    destination = Path(destination).resolve()
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} exists and is not an empty directory")
-    return destination
-
-
-@contextmanager
-def _made_whole(destination: Path) -> Iterator[Path]:
-    """A directory beside the destination that becomes it at the end, and vanishes on an error."""
-    directory = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    directory.mkdir(parents=True)
-    try:
-        yield directory
-        directory.rename(destination)
-    except BaseException as error:
-        shutil.rmtree(directory, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # a full disk, mostly
-            raise OSError(f"{destination} cannot be written: {error}") from error
-        raise
-
-
-def _copy_tokenizer(source: Path, destination: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)
+    """Up to five names, sorted, and the number of the others."""
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,131 +1,121 @@
-"""`optimize_for_inference`: everything that makes an encoder fast on a CPU, in one call.
-
-What is notable:
-- padding is dropped before the first layer and put back after the last. In between, a batch is a list of tokens, and
-  attention is told where each text begins: texts of mixed lengths cost what their tokens cost;
-- what is added up from layer to layer stays in float32, whatever the layers compute in: of all roundings to bfloat16
-  these do the most harm;
-- linear layers are oneDNN's, as PyTorch ships it, with weights packed once. In int8 each token is rounded by a scale
-  of its own, so that a text's result does not depend on what else is in the batch;
-- nothing is compiled. With the operators of `ops/native.cpp` a layer is six calls, and `torch.compile` had little left
-  to fuse (docs/benchmarks/cpu.md), for a wait at the first call.
-"""
+"""`optimize_for_inference`: copies an encoder and replaces its parts by those that are fast on this CPU."""
 
 import copy
 import sys
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import nn
 
+from ultrafastbert.inference.operators import NOT_SAVED, Int8Linear, Norm, PackedLinear, UnpaddedLayers
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertModel, UltraFastBertPreTrainedModel
 from ultrafastbert.ops import native
+from ultrafastbert.utils.validation import check, one_of
 
+Model = TypeVar("Model", bound=UltraFastBertPreTrainedModel)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-NOT_SAVED = "an optimised model cannot be saved; save the model it was made from, and optimise it after loading"
 
 
 def optimize_for_inference(
-    model: UltraFastBertPreTrainedModel,
-    dtype: torch.dtype | str = "auto",
-    int8: bool | str = "auto",
-    verbose: bool = True,
-) -> UltraFastBertPreTrainedModel:
-    """A copy of a model, made fast on the CPU; the model itself stays as it is.
+    model: Model, dtype: torch.dtype | str = "auto", int8: bool | str = "auto", verbose: bool = True
+) -> Model:
+    """Returns a copy of a model that is fast on the CPU; the model itself does not change.
 
-    The copy is called as the model is and returns the same outputs, rounded to `dtype`, with zeros in place of hidden
-    states of padding. It is for inference: it has no gradients and cannot be saved. `model.optimizations` lists what
-    was done.
+    The copy is called like the model and returns the same outputs, rounded to `dtype`; hidden states of padding are
+    zero. It has no gradients and cannot be saved. Its attribute `optimizations` lists the changes.
 
     Args:
         model: the encoder or one of its heads, on the CPU.
-        dtype: of weights and products, `torch.float32` or `torch.bfloat16` (or their names). "auto" is bfloat16 where
-            the processor multiplies it (AVX-512 BF16 or AMX), else float32.
-        int8: whether the linear layers inside the encoder, which are the attention's projections and those of dense
-            feedforward layers, multiply in 8 bits: weights rounded by output, tokens on the fly. "auto" is where the
-            processor has instructions for it (AVX-512 VNNI, AVX VNNI or AMX). Trees are not rounded.
-        verbose: print to standard error what was done.
+        dtype: of weights and products, `torch.float32` or `torch.bfloat16` (or their names). "auto" is bfloat16 if the
+            processor has instructions for it (AVX-512 BF16 or AMX), else float32.
+        int8: whether the linear layers inside the encoder multiply in int8: the projections of attention, and those of
+            dense feedforward layers. Weights are rounded by output, tokens at each call. Trees are not rounded. "auto"
+            is True if the processor has instructions for it (AVX-512 VNNI, AVX VNNI or AMX).
+        verbose: print the changes to standard error.
 
     Raises:
-        TypeError: not a model of this package (merge adapters first).
-        ValueError: a model elsewhere than on the CPU, one already optimised, or another dtype.
-        RuntimeError: `int8=True` where PyTorch has no oneDNN.
+        TypeError: `model` is not a model of this package (merge adapters first).
+        ValueError: the model is not on the CPU or is already optimised, or `dtype` or `int8` is another value.
+        RuntimeError: `int8` is True, but this build of PyTorch has no oneDNN.
     """
     if not isinstance(model, UltraFastBertPreTrainedModel):
         raise TypeError(
             f"model is a {type(model).__name__}; it should be a model of ultrafastbert "
-            "(of one with adapters, what merge_and_unload() returns)"
+            "(for a model with adapters, pass the result of its merge_and_unload())"
         )
     if model.device.type != "cpu":
-        raise ValueError(f"model is on {model.device}; it should be on cpu, for which it is to be made fast")
+        raise ValueError(f"model is on {model.device}; it should be on cpu, because only CPUs are supported")
     if hasattr(model, "optimizations"):
-        raise ValueError("model is already optimised; optimise the one it was made from")
+        raise ValueError("model is already optimised; optimise the original model")
     dtype = _choose_dtype(dtype)
     native_operators = native.available()
     int8 = native_operators and _choose_int8(int8)
 
-    packed = _packed_linear_layers(model.base_model, dtype, int8) if native_operators else {}
-    layers = model.base_model.layers
-    norms = [_float_norm(norm) for layer in layers for norm in (layer.attention_norm, layer.feedforward_norm)]
-    norms.append(_float_norm(model.base_model.final_norm))
-
-    model = _copy(model, dtype, packed)
+    encoder = cast(UltraFastBertModel, model.base_model)
+    norms = [module for module in encoder.layers.modules() if isinstance(module, nn.LayerNorm)]  # in order of use
+    norms = _in_float32([*norms, encoder.final_norm])  # not those of the copy, which are rounded
+    packed = _packed_linear_layers(encoder, dtype, int8) if native_operators else {}
+    optimized = _copy(model, dtype, packed)
     done = [f"weights in {str(dtype).removeprefix('torch.')}"]
     if native_operators:
-        model.base_model.run_layers = RunLayers(model.base_model, norms, dtype)
+        encoder = cast(UltraFastBertModel, optimized.base_model)
+        encoder.run_layers = UnpaddedLayers(encoder, norms, dtype)  # pyright: ignore[reportAttributeAccessIssue]
         done += [
             f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}",
-            "padding dropped, attention, residuals and norms by native operators, residuals in float32",
+            "padding removed, attention, residuals and norms computed by native operators, residuals in float32",
         ]
     else:
-        done += ["no native operators (see the warning): layers, padding and attention as they were"]
-    model.optimizations = tuple(done)
-    model.register_state_dict_pre_hook(_refuse_to_save)
+        done += ["no native operators (see the warning), so layers, padding and attention did not change"]
+    optimized.optimizations = tuple(done)  # pyright: ignore[reportArgumentType]
+    optimized.register_state_dict_pre_hook(_refuse_to_save)
     if verbose:
         print(f"optimize_for_inference: {'; '.join(done)}", file=sys.stderr)
-    return model
+    return optimized
 
 
-def _choose_dtype(dtype):
+def _choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if _processor_has("avx512_bf16", "amx_bf16") else torch.float32
-    dtype = DTYPES.get(dtype, dtype)
-    if dtype not in DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}; it should be float32, bfloat16 or 'auto'")
-    return dtype
+    check("dtype", dtype, one_of("auto", *DTYPES, *DTYPES.values()))
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
-def _choose_int8(int8):
-    if int8 not in (True, False, "auto"):
-        raise ValueError(f"int8 is {int8!r}; it should be True, False or 'auto'")
+def _choose_int8(int8: bool | str) -> bool:
+    check("int8", int8, one_of(True, False, "auto"))
     if int8 == "auto":
         return _has_onednn() and _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
     if int8 and not _has_onednn():
         raise RuntimeError("int8=True needs oneDNN, which this build of PyTorch does not have")
-    return int8
+    return bool(int8)
 
 
-def _has_onednn():
+def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and "onednn" in torch.backends.quantized.supported_engines
 
 
-def _processor_has(*features):
+def _processor_has(*features: str) -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(feature, False) for feature in features)
 
 
-def _float_norm(norm):
-    return norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps
+def _in_float32(norms: list[nn.LayerNorm]) -> list[Norm]:
+    return [(norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps) for norm in norms]
 
 
-def _refuse_to_save(*_):
-    raise RuntimeError(NOT_SAVED)
+def _packed_linear_layers(encoder: UltraFastBertModel, dtype: torch.dtype, int8: bool) -> dict[nn.Module, nn.Module]:
+    """The linear layers inside the encoder's layers, and what replaces each."""
+    if not torch.backends.mkldnn.is_available():
+        return {}
+    packed = Int8Linear if int8 else PackedLinear
+    linear_layers = [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
+    return {linear: packed(linear.weight.detach(), dtype) for linear in linear_layers}
 
 
-def _copy(model, dtype, replaced):
-    """A copy in another dtype and with other modules in the place of some: nothing is copied to be thrown away."""
+def _copy(model: Model, dtype: torch.dtype, replaced: dict[nn.Module, nn.Module]) -> Model:
+    """A copy in another dtype and with some modules replaced, whose tensors are never copied."""
     tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
     inside = {id(tensor) for module in replaced for tensor in module.parameters()}
-    copies = {id(module): substitute for module, substitute in replaced.items()}  # what deepcopy takes as done
+    copies: dict[int, Any] = {id(module): substitute for module, substitute in replaced.items()}  # deepcopy's memo
     for tensor in tensors:
         if id(tensor) not in inside:
             converted = tensor.detach().to(dtype, copy=True)
@@ -134,97 +124,5 @@ def _copy(model, dtype, replaced):
     return copy.deepcopy(model, copies).eval()
 
 
-# linear layers
-
-
-def _packed_linear_layers(encoder, dtype, int8):
-    """What takes the place of each linear layer inside the encoder's layers, by that layer."""
-    if not torch.backends.mkldnn.is_available():
-        return {}
-    packed = Int8Linear if int8 else PackedLinear
-    linear_layers = [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
-    return {linear: packed(linear.weight.detach(), dtype) for linear in linear_layers}
-
-
-class PackedLinear(nn.Module):
-    """A linear layer without bias whose weight is laid out for oneDNN: `(..., in)` -> `(..., out)`."""
-
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype):
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.dtype = dtype
-        self.packed = self._pack(weight)  # opaque to PyTorch: not a parameter
-
-    def _pack(self, weight):
-        tokens = 128  # for which the layout is chosen; it serves all
-        return torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), tokens)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
-
-    def __deepcopy__(self, memo):
-        return self  # it never changes
-
-    def __reduce_ex__(self, protocol):
-        raise RuntimeError(NOT_SAVED)
-
-
-class Int8Linear(PackedLinear):
-    """The same in 8 bits: a scale for each output of the weight, and one for each token."""
-
-    def _pack(self, weight):
-        weight = weight.float()
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
-        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
-        return torch.ops.onednn.qlinear_prepack(rounded, None)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
-
-
-# the layers, over tokens
-
-
-class RunLayers:
-    """Takes the place of `UltraFastBertModel.run_layers`."""
-
-    def __init__(self, encoder: UltraFastBertModel, norms: list, dtype: torch.dtype):
-        self.encoder, self.norms, self.dtype = encoder, norms, dtype
-
-    @torch.compiler.disable
-    def __call__(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        if hidden_states.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("an optimised model has no gradients; take the one it was made from")
-        if self._watched(kwargs) or (attention_mask is not None and attention_mask.dim() != 2):
-            return UltraFastBertModel.run_layers(self.encoder, hidden_states, attention_mask, **kwargs)
-        batch, length, hidden = hidden_states.shape
-        if attention_mask is None or bool((real := attention_mask != 0).all()):
-            offsets = torch.arange(batch + 1) * length
-            return self._run(hidden_states.flatten(0, 1), offsets).view(hidden_states.shape)
-        tokens = real.flatten().nonzero().squeeze(1)  # (tokens,) where in the batch they are
-        offsets = nn.functional.pad(real.sum(dim=1).cumsum(dim=0), (1, 0))
-        output = self._run(hidden_states.flatten(0, 1)[tokens], offsets)
-        return output.new_zeros(batch * length, hidden).index_copy_(0, tokens, output).view(hidden_states.shape)
-
-    def _watched(self, kwargs):
-        """Whether the caller wants to see what only the ordinary layers show."""
-        config = self.encoder.config
-        wanted = ("output_hidden_states", "output_attentions")
-        return any(kwargs.get(name) or (name not in kwargs and getattr(config, name, False)) for name in wanted)
-
-    @torch.no_grad()
-    def _run(self, tokens: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """`(tokens, hidden)` of texts that begin at `offsets` (texts + 1,) -> the final norm of them."""
-        operators = torch.ops.ultrafastbert
-        heads = self.encoder.config.num_attention_heads
-        stream = tokens.to(torch.float32, copy=True)
-        norms = iter(self.norms)
-        x = operators.add_norm(stream, None, *next(norms), self.dtype)
-        for layer in self.encoder.layers:
-            attended = operators.attention(layer.attention.qkv_proj(x), offsets, heads)
-            x = operators.add_norm(stream, layer.attention.o_proj(attended), *next(norms), self.dtype)
-            x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
-        return x
+def _refuse_to_save(*_: Any) -> NoReturn:
+    raise RuntimeError(NOT_SAVED)

@@ -1,0 +1,158 @@
+"""Files of checkpoint directories: configurations, weights in all their formats, and directories written whole."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import beside
+from ultrafastbert.utils.validation import Rule, check
+
+State = dict[str, torch.Tensor]
+
+WEIGHTS_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "model.pth",
+)
+"""The first of them that exists is read."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+OBJECT = Rule(lambda value: isinstance(value, dict) and len(value) > 0, "an object that is not empty")
+
+
+class ConversionError(UserError, ValueError):
+    """A checkpoint that cannot be converted; the message names the file, and the option or tensor."""
+
+
+def exactly(value: Any) -> Rule:
+    """This value only."""
+    return Rule(lambda other: other == value, repr(value))
+
+
+@contextmanager
+def errors_name(file: Path) -> Iterator[None]:
+    """Turns an error about the content of `file` into a ConversionError that starts with the file's name."""
+    try:
+        yield
+    except (ValueError, StrictDataclassError) as error:
+        raise ConversionError(f"{file}: {error}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON file of a checkpoint directory, which should hold an object.
+
+    Raises:
+        ConversionError: the file is missing, is not JSON or holds something else.
+    """
+    if not file.is_file():
+        raise ConversionError(f"{file} is missing, so {file.parent} is not a checkpoint directory")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file} holds a {type(content).__name__}; it should hold an object")
+    return content
+
+
+def read_weights(directory: Path) -> tuple[Path, State]:
+    """Finds and reads the weights of a checkpoint directory.
+
+    Returns:
+        The weights file, or the index of its shards, and all tensors by name. The prefixes that `torch.compile` and
+        `DistributedDataParallel` add to names are removed.
+
+    Raises:
+        ConversionError: a file is missing or broken, or two tensors have the same name.
+    """
+    file = next((directory / name for name in WEIGHTS_FILES if (directory / name).is_file()), None)
+    if file is None:
+        raise ConversionError(f"{directory} has no weights; it should have one of {', '.join(WEIGHTS_FILES)}")
+    state: State = {}
+    for shard in _shards(file) if file.suffix == ".json" else [file]:
+        for name, tensor in _read_tensors(shard).items():
+            name = re.sub(r"^((_orig_mod|module)\.)+", "", name)
+            if name in state:
+                raise ConversionError(f"{shard}: a second tensor is named {name}")
+            state[name] = tensor
+    return file, state
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map", {})
+    with errors_name(index):
+        check("weight_map", weight_map, OBJECT)
+    files = [index.parent / str(name) for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if not file.is_file():
+            raise ConversionError(f"{index} names {file.name}, which is missing")
+    return files
+
+
+def _read_tensors(file: Path) -> State:
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can raise almost anything
+        raise ConversionError(f"{file} cannot be read: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ConversionError(f"{file} holds a {type(state).__name__}; it should hold named tensors and nothing else")
+    return state
+
+
+def new_directory(path: str | Path) -> Path:
+    """The absolute path of a directory that can be created without overwriting anything.
+
+    Raises:
+        FileExistsError: the path exists and is not an empty directory.
+    """
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty directory")
+    return path
+
+
+@contextmanager
+def written_whole(destination: Path) -> Iterator[Path]:
+    """A temporary directory that is renamed to `destination` at the end, or removed after an error.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    directory = beside(destination, f"{os.getpid()}.partial")
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+        directory.rename(destination)
+    except BaseException as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # usually a full disk
+            raise OSError(f"{destination} cannot be written: {error}") from error
+        raise
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copies the tokenizer's files that `source` has."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)

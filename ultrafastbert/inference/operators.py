@@ -1,0 +1,125 @@
+"""Replacements for parts of an encoder in inference on a CPU: its linear layers, and the loop over its layers.
+
+- Padding is removed before the first layer and restored after the last. In between, a batch is a list of tokens, and
+  attention gets the offset at which each sequence begins, so sequences of different lengths cost only their tokens.
+- The residual stream is in float32, whatever the layers compute in: of all roundings to bfloat16, that of the stream
+  costs the most precision.
+- Linear layers are oneDNN's, as PyTorch ships it, with weights packed once. In int8 each token has its own scale, so
+  the result of a sequence does not depend on the rest of the batch.
+- Nothing is compiled. With the operators of `ops/native` a layer is six calls, which leaves `torch.compile` little to
+  fuse (docs/benchmarks/cpu.md) and saves its delay at the first call.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import nn
+
+from ultrafastbert.modeling_ultrafastbert import UltraFastBertLayer, UltraFastBertModel
+
+Norm = tuple[torch.Tensor, torch.Tensor, float]
+"""Weight, bias and epsilon."""
+NOT_SAVED = "an optimised model cannot be saved; save the original model, and optimise it after loading"
+
+
+class PackedLinear(nn.Module):
+    """A linear layer without bias whose weight is packed for oneDNN: `(..., in)` -> `(..., out)`.
+
+    Args:
+        weight: `(out, in)`.
+        dtype: of inputs, products and outputs.
+    """
+
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = dtype
+        self.packed = self._pack(weight)  # not a parameter: PyTorch cannot read this layout
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        tokens = 128  # oneDNN chooses the layout for this number; it works for all
+        return torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), tokens)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., in)` -> `(..., out)`."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+    def extra_repr(self) -> str:
+        """The sizes and the dtype, for `print(model)`."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
+        return self  # it never changes
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise RuntimeError(NOT_SAVED)
+
+
+class Int8Linear(PackedLinear):
+    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token."""
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.float()
+        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
+        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
+        return torch.ops.onednn.qlinear_prepack(rounded, None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., in)` -> `(..., out)`."""
+        return torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
+
+
+class UnpaddedLayers:
+    """Replaces `UltraFastBertModel.run_layers`: runs the layers without padding.
+
+    Args:
+        encoder: the encoder whose layers are run.
+        norms: the norms of the layers in the order of their use, then the final norm, in float32.
+        dtype: of what the norms return, which the layers compute in.
+    """
+
+    def __init__(self, encoder: UltraFastBertModel, norms: list[Norm], dtype: torch.dtype):
+        self.encoder, self.norms, self.dtype = encoder, norms, dtype
+
+    @torch.compiler.disable
+    def __call__(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """`(batch, seq, hidden)` -> `(batch, seq, hidden)`, with zeros for padding.
+
+        Raises:
+            RuntimeError: the hidden states need a gradient.
+        """
+        if hidden_states.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("an optimised model has no gradients; use the original model")
+        if self._records(kwargs) or (attention_mask is not None and attention_mask.dim() != 2):
+            return UltraFastBertModel.run_layers(self.encoder, hidden_states, attention_mask, **kwargs)
+        batch, length, hidden = hidden_states.shape
+        if attention_mask is None or bool((real := attention_mask != 0).all()):
+            offsets = torch.arange(batch + 1) * length
+            return self._run(hidden_states.flatten(0, 1), offsets).view(hidden_states.shape)
+        tokens = real.flatten().nonzero().squeeze(1)  # (tokens,) indices of real tokens in the batch
+        offsets = nn.functional.pad(real.sum(dim=1).cumsum(dim=0), (1, 0))
+        output = self._run(hidden_states.flatten(0, 1)[tokens], offsets)
+        return output.new_zeros(batch * length, hidden).index_copy_(0, tokens, output).view(hidden_states.shape)
+
+    def _records(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the caller asks for outputs that only the ordinary layers can record."""
+        config = self.encoder.config
+        wanted = ("output_hidden_states", "output_attentions")
+        return any(kwargs.get(name) or (name not in kwargs and getattr(config, name, False)) for name in wanted)
+
+    @torch.no_grad()
+    def _run(self, tokens: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """`(tokens, hidden)` of sequences that begin at `offsets` (sequences + 1,) -> their final norm."""
+        operators = torch.ops.ultrafastbert
+        heads = self.encoder.config.num_attention_heads
+        stream = tokens.to(torch.float32, copy=True)
+        norms = iter(self.norms)
+        x = operators.add_norm(stream, None, *next(norms), self.dtype)
+        for layer in cast(Iterable[UltraFastBertLayer], self.encoder.layers):
+            attended = operators.attention(layer.attention.qkv_proj(x), offsets, heads)
+            x = operators.add_norm(stream, layer.attention.o_proj(attended), *next(norms), self.dtype)
+            x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
+        return x
