@@ -1,5 +1,9 @@
 """The tokenizer: its normalization, its vocabulary, and which existing ones are accepted."""
 
+import signal
+import threading
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +62,22 @@ def test_words_of_any_characters_are_never_unknown(tokenizer, text):
 def test_training_is_deterministic(texts):
     vocabularies = {train_tokenizer(iter([texts[:200]]), 300).to_str() for _ in range(5)}
     assert len(vocabularies) == 1
+
+
+def test_training_can_be_interrupted(texts):
+    batches = 0
+
+    def endless():
+        nonlocal batches
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while batches < 10_000:
+            batches += 1
+            yield texts[:10]
+            time.sleep(0.001)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(endless(), 300)
+    assert batches < 10_000
 
 
 def test_the_vocabulary_has_at_most_the_requested_size(texts):

@@ -220,7 +220,9 @@ def _summary(manifest: dict, seconds: float) -> str:
     if manifest["request"]["tokenizer"] is None and manifest["vocab_size"] < asked:
         lines.append(f"The text is too small for {asked:,} tokens: the vocabulary has {manifest['vocab_size']:,}")
     if counts["characters_over_ratio"] > 0.3 * counts["characters_read"]:
-        lines.append("More than 30 % of the text had too many tokens per character: see max_tokens_per_character")
+        lines.append(
+            "More than 30 % of the text had too many tokens per character: consider a higher max_tokens_per_character"
+        )
     return "\n".join(lines)
 
 

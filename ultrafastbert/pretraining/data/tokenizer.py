@@ -8,7 +8,9 @@ this, so that text is treated alike in training and in use. Notable:
 - Every typeable character is a token, so only words of more than 100 characters become [UNK].
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -68,8 +70,19 @@ def train_tokenizer(batches: Iterable[list[str]], vocab_size: int) -> Tokenizer:
         special_tokens=[*SPECIAL_TOKENS.values(), *TYPEABLE, *(f"##{character}" for character in TYPEABLE)],
         show_progress=False,
     )
-    pieces = ([piece for text in texts for piece in split_at_spaces(text, MAX_CHARACTERS)] for texts in batches)
-    tokenizer.train_from_iterator(pieces, trainer)
+    stopped = threading.Event()
+
+    def pieces() -> Iterator[list[str]]:
+        for texts in batches:
+            if stopped.is_set():
+                raise RuntimeError("training was interrupted")
+            yield [piece for text in texts for piece in split_at_spaces(text, MAX_CHARACTERS)]
+
+    with ThreadPoolExecutor(1) as pool:  # training ignores Ctrl-C in its thread, but this thread can be interrupted
+        try:
+            pool.submit(tokenizer.train_from_iterator, pieces(), trainer).result()
+        finally:
+            stopped.set()
     # A new tokenizer, because in the trained one the letters passed above are special tokens, which are never split.
     model = models.WordPiece(tokenizer.get_vocab(), unk_token=SPECIAL_TOKENS["unk"], max_input_chars_per_word=100)
     return _tokenizer(model)
