@@ -98,7 +98,9 @@ def draw_over_training(summaries: list[dict], path: Path) -> None:
         axes.set(title=title, xlabel=x_label)
         axes.set_ylim(bottom=0)
     panels[rows, 0].legend(fontsize=8, ncols=1 + count // 9)
-    figure.suptitle("above: mean entropy of decisions (nats), by level; grey: the middle 80 % of the nodes that are used")
+    figure.suptitle(
+        "above: mean entropy of decisions (nats), by level; grey: the middle 80 % of the nodes that are used"
+    )
     save_figure(figure, path, dpi=90)
 
 

@@ -111,12 +111,8 @@ def _read(directory: Path, arguments: DataArguments, sources: list[Source], bar:
     if read == empty:
         names = ", ".join(source.name for source in sources)
         raise DataError(f"no text in {names}: {read:,} texts were read, all of them empty")
-    return spool, {
-        "texts_read": read,
-        "characters_read": characters,
-        "texts_empty": empty,
-        "texts_repeated": 0,
-    }
+    counts = {"texts_read": read, "characters_read": characters, "texts_empty": empty, "texts_repeated": 0}
+    return spool, counts
 
 
 def _make_tokenizer(spool: Spool, arguments: DataArguments, bar: Bar) -> PreTrainedTokenizerFast:

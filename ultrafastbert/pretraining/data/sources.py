@@ -40,10 +40,8 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class Source(Protocol):
     """One source of text."""
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
+    name: str
+    """For messages."""
 
     @property
     def size(self) -> int | None:
@@ -117,7 +115,7 @@ class Docstrings:
         return read_docstrings()
 
 
-@dataclass(frozen=True)
+@dataclass
 class HubDataset:
     """One split of a data set on the Hugging Face Hub."""
 
@@ -131,13 +129,9 @@ class HubDataset:
 
     def identity(self) -> dict[str, Any]:
         """The name and options of the data set, unresolved: no request to the Hub is needed."""
-        arguments = self.arguments
-        return {
-            "hub": self.name,
-            "config": arguments.hub_config,
-            "split": arguments.hub_split,
-            "revision": arguments.hub_revision,
-        }
+        given = self.arguments
+        options = {"config": given.hub_config, "split": given.hub_split, "revision": given.hub_revision}
+        return {"hub": self.name} | options
 
     def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
         """Yields the texts of a column, and their numbers of characters in place of bytes.
@@ -183,20 +177,15 @@ class TextFile:
     """
 
     def __init__(self, path: Path, arguments: DataArguments):
-        self.path, self.arguments = path, arguments
-        name = Path(path.name.lower())
-        self.compression = name.suffix if name.suffix in COMPRESSIONS else ""
-        self.kind = Path(name.stem).suffix if self.compression else name.suffix
+        self.path, self.name, self.arguments = path, str(path), arguments
+        lower = Path(path.name.lower())
+        self.compression = lower.suffix if lower.suffix in COMPRESSIONS else ""
+        self.kind = Path(lower.stem).suffix if self.compression else lower.suffix
         if self.kind not in KINDS:
             raise DataError(
                 f"{path} is of an unknown kind: the names of files should end in {', '.join(KINDS)}, "
                 f"optionally followed by {', '.join(COMPRESSIONS)}"
             )
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
 
     @property
     def size(self) -> int:
@@ -219,11 +208,9 @@ class TextFile:
             return self._parquet_texts(scratch)
         if self.kind == ".jsonl":
             return self._jsonl_texts()
-        return self._paragraphs() if self.arguments.sample_by == "paragraph" else self._txt_lines()
-
-    def _txt_lines(self) -> Iterator[tuple[str, int]]:
-        for _, line, size in self._lines():
-            yield line, size
+        if self.arguments.sample_by == "paragraph":
+            return self._paragraphs()
+        return ((line, size) for _, line, size in self._lines())
 
     def _paragraphs(self) -> Iterator[tuple[str, int]]:
         lines: list[str] = []

@@ -1,7 +1,7 @@
 """The tokenizer: WordPiece as in cramming (Geiping & Goldstein, arXiv 2212.14034, sec. 4.4).
 
 Text is reduced to lower-case characters that can be typed on an American keyboard. The tokenizer's normalizer does
-this, so that text is treated alike in training and in use. Notable:
+this, so that text is treated alike in training and afterwards. Notable:
 - Typographic quotes, dashes and ligatures become what people type for them. Accents and all other characters are
   dropped.
 - Training is deterministic, which `tokenizers` alone is not: see `train_tokenizer`.
@@ -21,22 +21,8 @@ from ultrafastbert.pretraining.data.packed import DataError
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 TYPEABLE = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
 
-TYPED = {
-    "‘": "'",
-    "’": "'",
-    "“": '"',
-    "”": '"',
-    "‐": "-",
-    "–": "-",
-    "—": "--",
-    "−": "-",
-    "⁄": "/",
-    "æ": "ae",
-    "œ": "oe",
-    "ø": "o",
-    "ł": "l",
-    "ß": "ss",
-}
+TYPED = {"‘": "'", "’": "'", "“": '"', "”": '"', "‐": "-", "–": "-", "—": "--", "−": "-", "⁄": "/"}
+TYPED |= {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "ß": "ss"}
 """What people type for characters that compatibility decomposition (NFKD) leaves untypeable."""
 
 MAX_CHARACTERS = 10_000
