@@ -19,6 +19,7 @@ from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM  # noq
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments  # noqa: E402
 from ultrafastbert.pretraining.data.arguments import DataArguments  # noqa: E402
 from ultrafastbert.pretraining.data.packed import FORMAT, VERSION  # noqa: E402
+from ultrafastbert.pretraining.trainer import pretrain  # noqa: E402
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB, LENGTH = 60, 32
@@ -95,3 +96,16 @@ def small_model(packed_directory, tmp_path_factory):
     UltraFastBertForMaskedLM(model.build_config(VOCAB, LENGTH)).save_pretrained(directory)
     AutoTokenizer.from_pretrained(packed_directory / "tokenizer").save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def small_run_directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("small") / "run"
+
+
+@pytest.fixture
+def small_run(small_run_directory, make_arguments):
+    """The directory of a pretraining run of 12 steps with three checkpoints; tests that change it should copy it."""
+    if not small_run_directory.exists():
+        pretrain(make_arguments(output_dir=small_run_directory, keep_checkpoints=9))
+    return small_run_directory

@@ -1,4 +1,4 @@
-"""Regions against the paths that layers take; edits of one leaf against everything that must stay."""
+"""Regions against the paths in layers; edits of one leaf against everything that must not change."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM, UltraFastBertForSequenceClassification
-from ultrafastbert.inspection.regions import LeafEdit, decision_logits, half_spaces, in_region, leaves
+from ultrafastbert.inspection import LeafEdit, half_spaces, in_region, leaves
+from ultrafastbert.inspection.regions import decision_logits
 from ultrafastbert.layers.soft import SoftFFF
 
 LAYERS = {
@@ -54,7 +55,7 @@ def test_every_input_is_in_one_region_of_each_tree(kind, depth):
 
 @settings(max_examples=40, deadline=None)
 @given(kind=st.sampled_from(PLANE), depth=st.integers(0, 4), seed=st.integers(0, 2**20))
-def test_half_spaces_hold_exactly_the_inputs_of_their_region(kind, depth, seed):
+def test_half_spaces_contain_exactly_the_inputs_of_their_region(kind, depth, seed):
     layer, generator = make(kind, depth), torch.Generator().manual_seed(seed)
 
     def whole_numbers(*shape):  # small ones, whose sums are exact: many inputs lie on a boundary
@@ -81,7 +82,7 @@ def test_half_spaces_are_the_decisions_on_the_path_to_the_leaf():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_logits_on_a_path_say_where_it_goes(kind):
+def test_logits_on_a_path_decide_its_direction(kind):
     layer, x = make(kind), inputs()
     path = layer.route(x)
     logits = decision_logits(layer, x, path)
@@ -95,17 +96,17 @@ def test_logits_of_half_precision_are_computed_in_float32(kind):
     path = layer.route(x)
     logits, exact = decision_logits(layer, x, path), decision_logits(layer.double(), x.double(), path)
     assert logits.dtype == torch.float32
-    if not isinstance(layer, SoftFFF):  # whose product with all nodes is rounded as its input is
+    if not isinstance(layer, SoftFFF):  # its product with all nodes is rounded like its input
         assert torch.allclose(logits.double(), exact, atol=1e-5)
 
 
-def test_regions_that_are_not_there():
+def test_regions_that_do_not_exist():
     layer = make("trees")
-    with pytest.raises(ValueError, match="leaf is 8; the layer has those from 0 to 7"):
+    with pytest.raises(ValueError, match="leaf is 8; it should be from 0 to 7"):
         in_region(layer, inputs(), 8)
-    with pytest.raises(ValueError, match="leaf is -1"):
+    with pytest.raises(ValueError, match="leaf is -1; it should be from 0 to 7"):
         LeafEdit(layer, -1)
-    with pytest.raises(ValueError, match="tree is 3; the layer has those from 0 to 2"):
+    with pytest.raises(ValueError, match="tree is 3; it should be from 0 to 2"):
         half_spaces(layer, 0, tree=3)
     with pytest.raises(ValueError, match="node_size 2; only nodes of a single neuron"):
         half_spaces(make("soft, large nodes"), 0)
@@ -115,7 +116,7 @@ def test_regions_that_are_not_there():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_an_edit_changes_its_region_alone(kind):
+def test_an_edit_changes_only_its_region(kind):
     layer, x = make(kind), inputs()
     tree = layer.trees - 1
     leaf = int(leaves(layer, x)[0, tree])
@@ -132,7 +133,7 @@ def test_an_edit_changes_its_region_alone(kind):
     assert effect["inside"].mean == pytest.approx(change[inside].mean().item())
 
 
-def test_an_edit_of_a_leaf_that_no_input_takes_has_no_effect():
+def test_an_edit_of_a_leaf_without_inputs_has_no_effect():
     layer, x = make("tree"), inputs(2)
     free = next(leaf for leaf in range(8) if not in_region(layer, x, leaf).any())
     with LeafEdit(layer, free) as edit:
@@ -142,7 +143,7 @@ def test_an_edit_of_a_leaf_that_no_input_takes_has_no_effect():
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_what_was_edited_is_restored_to_the_last_bit(kind):
+def test_an_edit_is_undone_bit_for_bit(kind):
     layer = make(kind)
     before = {name: values.clone() for name, values in layer.state_dict().items()}
 
@@ -160,7 +161,7 @@ def test_what_was_edited_is_restored_to_the_last_bit(kind):
     assert is_as_before()
 
 
-def test_what_is_kept_stays():
+def test_an_edit_that_is_kept_stays():
     layer = make("soft")
     with LeafEdit(layer, 3) as edit:
         edit.parameters["leaf_bias_out"].fill_(7)
@@ -185,7 +186,7 @@ def test_retraining_changes_one_leaf_and_lowers_its_loss(kind):
         assert edit.effect(x)["outside"].changed == 0
         edit.keep()
     assert losses[-1] < 0.7 * losses[0]
-    assert all(parameter.grad is None for parameter in layer.parameters())  # nothing is left behind
+    assert all(parameter.grad is None for parameter in layer.parameters())  # no gradients remain
 
 
 def test_effects_are_those_of_inference():
@@ -241,16 +242,16 @@ def test_in_an_encoder_other_tokens_of_a_text_see_an_edit_and_other_texts_do_not
     assert effect["outside"].inputs == mask.sum() - mask[affected].sum() > 0
     assert effect["inside"].changed == effect["inside"].inputs
     assert effect["outside"].changed == 0
-    # what a later layer's tokens say to each other is heard in the layers after it, and after the last there is none
+    # attention in the layers after this one spreads the change; after the last layer there is none
     assert (effect["beside"].changed > 0) == (index == 0)
     inside = (taken == leaf) & (mask == 1)
     assert effect["inside"].largest == pytest.approx(change[inside].max().item())
 
 
-def test_models_that_an_effect_cannot_be_measured_in():
+def test_models_whose_effect_cannot_be_measured():
     model, (ids, mask) = tiny(), texts()
     edit = LeafEdit(model.model.layers[0].feedforward, 0)
-    with pytest.raises(ValueError, match="does not have the layer of this edit"):
+    with pytest.raises(ValueError, match="does not contain the layer of this edit"):
         edit.effect_in_model(tiny(), ids, attention_mask=mask)
     with pytest.raises(ValueError, match="model is in training mode"):
         edit.effect_in_model(model.train(), ids, attention_mask=mask)
@@ -263,7 +264,7 @@ def test_models_that_an_effect_cannot_be_measured_in():
 # the example in docs/regions.md
 
 
-def test_the_documented_example_mends_one_region_and_nothing_else(capsys):
+def test_the_documented_example_repairs_one_region_and_changes_nothing_else(capsys):
     guide = (Path(__file__).parents[2] / "docs" / "regions.md").read_text(encoding="utf-8")
     names = {}
     exec(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], names)
@@ -272,8 +273,8 @@ def test_the_documented_example_mends_one_region_and_nothing_else(capsys):
     digits = re.compile(r"\d+")
     assert [digits.sub("", line)[:8] for line in printed] == [digits.sub("", line)[:8] for line in documented]
 
-    before, after = ([float(share) for share in re.findall(r"([\d.]+)%", line)] for line in printed[1:3])
+    before, after = ([float(percentage) for percentage in re.findall(r"([\d.]+)%", line)] for line in printed[1:3])
     assert after[0] > before[0] + 5 and after[1] == before[1]
     effect, inside = names["edit"].effect(names["test"]), names["inside"]
-    assert effect["inside"].changed == effect["outside"].changed == 0  # it was kept, so there is nothing to undo
+    assert effect["inside"].changed == effect["outside"].changed == 0  # compared with the edit that was kept
     assert "changed=0, largest=0.0" in printed[4] and f"inputs={int((~inside).sum())}" in printed[4]

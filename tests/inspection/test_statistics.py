@@ -1,4 +1,4 @@
-"""What is counted in trees, against plain loops over the paths that tokens take and trees whose leaves are known."""
+"""Statistics of trees, against plain loops over the paths of tokens and trees whose leaves are known."""
 
 import math
 from collections import Counter
@@ -38,7 +38,7 @@ def batch(lengths, seed=0):
     return ids * mask, mask
 
 
-def test_layers_of_trees_are_those_that_decide():
+def test_tree_layers_are_those_with_decisions():
     model = torch.nn.Sequential(FFF(4, 2), torch.nn.Linear(4, 4), FFF(4, 0), SoftFFF(4, 2, 4, 1), SoftFFF(4, 2, 4, 0))
     assert tree_layers(model) == [model[0], model[3]]
     with LeafCounter(model) as counter, torch.no_grad():
@@ -47,8 +47,8 @@ def test_layers_of_trees_are_those_that_decide():
 
 
 @pytest.mark.parametrize("trees", [1, 3])
-def test_statistics_are_those_of_a_loop_over_real_tokens(trees, monkeypatch):
-    monkeypatch.setattr("ultrafastbert.inspection.statistics.NUMBERS", 200)  # so that a batch is taken in pieces
+def test_statistics_equal_a_loop_over_real_tokens(trees, monkeypatch):
+    monkeypatch.setattr("ultrafastbert.inspection.statistics.NUMBERS", 200)  # so that a batch is processed in pieces
     model = tiny(fff_trees=trees)
     statistics = TreeStatistics(model)
     batches = [batch([12, 7, 1]), batch([3, 9], seed=1)]
@@ -96,7 +96,7 @@ def test_statistics_are_those_of_a_loop_over_real_tokens(trees, monkeypatch):
 
 
 def test_padding_is_not_counted():
-    """Texts in one batch, padded, count as each of them alone."""
+    """Texts in a padded batch count like each of them alone."""
     model, (ids, mask) = tiny(), batch([12, 7, 1, 4])
     together, alone = TreeStatistics(model), TreeStatistics(model)
     together.run(ids, mask)
@@ -109,16 +109,16 @@ def test_padding_is_not_counted():
 
 
 def test_trees_whose_leaves_are_known():
-    """Layers that see each token's kind alone, and send every kind to a leaf of its own choice."""
+    """Layers whose biases alone decide, and send every token to the same leaf."""
     model = tiny(fff_trees=1)
     with torch.no_grad():
         for layer in model.layers:
             layer.attention.o_proj.weight.zero_()
             layer.feedforward.weight_out.zero_()
             layer.feedforward.weight_in.zero_()
-            layer.feedforward.bias_in.fill_(-20.0)  # to the left, and certain of it
+            layer.feedforward.bias_in.fill_(-20.0)  # certainly to the left
         model.layers[1].feedforward.bias_in[:, 0] = 20.0  # the root to the right
-        model.layers[1].feedforward.bias_in[:, 2] = 0.05  # its right child as well, but hardly
+        model.layers[1].feedforward.bias_in[:, 2] = 0.05  # and its right child too, but barely
     ids, mask = batch([12, 5])
     statistics = TreeStatistics(model)
     statistics.run(ids, mask)
@@ -131,7 +131,7 @@ def test_trees_whose_leaves_are_known():
     assert Counter(dict(zip(tokens.tolist(), counts.tolist(), strict=True))) == Counter(ids[mask == 1].tolist())
 
 
-def test_leaves_of_tokens_are_those_of_route():
+def test_leaves_of_tokens_equal_those_of_route():
     model, (ids, mask) = tiny(), batch([12, 5])
     found = leaves_of_tokens(model, input_ids=ids, attention_mask=mask)
     assert [leaf.shape for leaf in found] == [(2, 12, 2)] * 2

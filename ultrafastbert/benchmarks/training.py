@@ -37,8 +37,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedConfig
 from ultrafastbert import FFF, UltraFastBertForMaskedLM
 from ultrafastbert.ops import BACKENDS
 from ultrafastbert.pretraining.arguments import ModelArguments, TrainArguments
-from ultrafastbert.pretraining.data.batches import RowOrder
-from ultrafastbert.pretraining.data.masking import Masker, masks_per_row
+from ultrafastbert.pretraining.data.batches import SequenceOrder
+from ultrafastbert.pretraining.data.masking import Masker, masks_per_sequence
 from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.step import masked_loss, prepare_training, to_device, update
 from ultrafastbert.runs.precision import uses_bf16
@@ -109,7 +109,7 @@ class Bert(nn.Module):
 class Training:
     """A model in training."""
 
-    def __init__(self, name: str, arguments: TrainingArguments, rows: RowOrder, accelerator: Accelerator):
+    def __init__(self, name: str, arguments: TrainingArguments, rows: SequenceOrder, accelerator: Accelerator):
         # a low rate: with random tokens there is nothing to learn, and the loss should stay finite
         train = TrainArguments(max_steps=1, lr=1e-5, precision=arguments.precision, compile=arguments.compile)
         self.name, self.arguments, self.rows, self.accelerator = name, arguments, rows, accelerator
@@ -185,7 +185,7 @@ def _time(names: list[str], arguments: TrainingArguments, accelerator: Accelerat
     """A row for each model: what it is, the time of a step, what that makes, and its memory."""
     shape = (max(1024, arguments.rows), arguments.sequence_length)
     tokens = np.random.default_rng(0).integers(len(SPECIAL), arguments.vocabulary, shape, dtype=np.uint32)
-    order = RowOrder(tokens, seed=0)
+    order = SequenceOrder(tokens, seed=0)
     trainings, memory = {}, {}
     for name in tqdm(names, desc="models"):
         set_seed(0)
@@ -240,7 +240,7 @@ def _free(accelerator: Accelerator) -> None:
 
 
 def _mfu(config: PreTrainedConfig, arguments: TrainingArguments, seconds: float) -> float | None:
-    masked = masks_per_row(arguments.sequence_length, TrainArguments(max_steps=1).mask_probability)
+    masked = masks_per_sequence(arguments.sequence_length, TrainArguments(max_steps=1).mask_probability)
     flops = training_flops(config, arguments.rows, arguments.sequence_length, masked)
     dtype = torch.bfloat16 if uses_bf16(arguments.precision, torch.device(arguments.device)) else torch.float32
     return utilization(flops, seconds, arguments.device, dtype)

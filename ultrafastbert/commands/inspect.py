@@ -1,16 +1,14 @@
-"""`ultrafastbert inspect MODEL ...`: what the trees of an encoder do with text.
-
-Shows which leaf each token of a `--text` takes, the tokens that gather at the fullest leaves, how evenly leaves are
-used and how hard the decisions are. Of several models, such as the checkpoints of a run, it shows how that changes,
-and the last one in full.
-"""
+"""`ultrafastbert inspect MODEL ...`."""
 
 import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ultrafastbert.inspection import report
 from ultrafastbert.inspection.loading import find_models, load_encoder, read_texts
+from ultrafastbert.inspection.summary import sizes, summarize, trace
+from ultrafastbert.inspection.summary_figures import draw_over_training, draw_summary
+from ultrafastbert.inspection.summary_text import render_over_training, render_summary
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.files import write_atomically
 from ultrafastbert.utils.validation import POSITIVE, check_fields
@@ -18,7 +16,7 @@ from ultrafastbert.utils.validation import POSITIVE, check_fields
 
 @dataclass
 class InspectArguments:
-    """Which models are inspected, with which texts."""
+    """Which models to inspect, on which texts."""
 
     models: list[str] = field(
         metadata={
@@ -28,59 +26,58 @@ class InspectArguments:
         }
     )
     text: list[str] = field(
-        default_factory=list, metadata={"help": "texts whose tokens are shown one by one", "nargs": "+"}
+        default_factory=list, metadata={"help": "texts to inspect, and to show token by token", "nargs": "+"}
     )
     file: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "files of texts that are counted: a text a line (.txt), or the field or column `text` (.jsonl,"
-            " .parquet), each also .gz, .xz or .zst",
+            "help": "files of texts to inspect: .txt (a text per line), .jsonl (field `text`) or .parquet (column"
+            " `text`), each also with .gz, .xz or .zst",
             "nargs": "+",
         },
     )
     max_texts: int | None = None
     """Read only this many texts of the files. [null: all]"""
     leaves: int = 3
-    """The fullest leaves of a layer to show."""
+    """How many of the fullest leaves of each layer to show."""
     output_dir: str = "out/inspect"
-    """Directory of trees.png, the picture, and trees.json, all figures; older files are replaced."""
+    """Directory of the picture, trees.png, and of all numbers, trees.json. Older files are replaced."""
 
     def __post_init__(self):
         check_fields(self, POSITIVE, "max_texts", "leaves")
 
 
 def inspect(arguments: InspectArguments) -> None:
-    """Prints what was found, and writes the picture and the figures.
+    """Prints what the trees of an encoder do with texts, and writes it as a picture and as JSON.
+
+    Shows the leaf of each token of a `--text`, the most frequent tokens of the fullest leaves, how evenly leaves are
+    used and how hard the decisions are. For several models, such as the checkpoints of a run, it shows how these
+    change, and the last model in full.
 
     Raises:
-        UserError: a model or file that cannot be read, models whose trees differ, no text, or an output directory
-            that cannot be written.
+        UserError: a model or file cannot be read, models have different trees, there is no text, or the output
+            directory cannot be written.
     """
-    output = Path(arguments.output_dir)
     texts = _read_texts(arguments)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / "trees.json", "{}\n")  # before the work, whether results can be written
-    except OSError as error:
-        raise UserError(f"output_dir {output} cannot be written: {error}") from error
-    results = []
+    picture, numbers = (Path(arguments.output_dir) / name for name in ("trees.png", "trees.json"))
+    _check_writable(picture, numbers)
+    summaries = []
     for name in find_models(arguments.models):
         encoder = load_encoder(name)
-        results.append(report.inspect(encoder, texts, arguments.leaves))
-        _check_same_trees(results)
-    traces = [report.trace(encoder, text) for text in arguments.text]  # of the last model
+        summaries.append(summarize(encoder, texts, arguments.leaves))
+        _check_same_trees(summaries)
+    traces = [trace(encoder, text) for text in arguments.text]  # of the last model
 
-    picture, figures = output / "trees.png", output / "trees.json"
-    parts = [report.render(results[-1], traces), f"written: {picture}, {figures}"]
+    parts = [render_summary(summaries[-1], traces), f"Written: {picture}, {numbers}"]
     try:
-        if len(results) == 1:
-            report.draw(results[0], picture)
+        if len(summaries) == 1:
+            draw_summary(summaries[0], picture)
         else:
-            report.draw_over_training(results, picture)
-            parts.insert(0, report.render_over_training(results))
-        write_atomically(figures, json.dumps({"models": results, "traces": traces}) + "\n")
+            draw_over_training(summaries, picture)
+            parts.insert(0, render_over_training(summaries))
+        write_atomically(numbers, json.dumps({"models": summaries, "traces": traces}) + "\n")
     except OSError as error:
-        raise UserError(f"a result cannot be written: {error}") from error
+        raise UserError(f"the results cannot be written: {error}") from error
     print("\n\n".join(parts), flush=True)
 
 
@@ -95,10 +92,23 @@ def _read_texts(arguments: InspectArguments) -> list[str]:
     return texts
 
 
-def _check_same_trees(results: list[dict]) -> None:
-    first, last = results[0], results[-1]
-    if report.sizes(first) != report.sizes(last):
+def _check_writable(*files: Path) -> None:
+    """Creates the directory of the files, and tests that they can be written, before the work is done."""
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
+        except OSError as error:
+            raise UserError(f"output_dir {file.parent} cannot be written: {error}") from error
+        if file.is_dir():
+            raise UserError(f"{file} is a directory; it should be a file, or not exist")
+
+
+def _check_same_trees(summaries: list[dict]) -> None:
+    first, last = summaries[0], summaries[-1]
+    if sizes(first) != sizes(last):
         raise UserError(
-            f"model {last['model']} has other trees than {first['model']}; models that are compared should have as"
-            " many layers, with as many trees of the same depth"
+            f"model {last['model']} has other trees than {first['model']}; models to compare should have the same"
+            " number of layers, and layers the same trees"
         )

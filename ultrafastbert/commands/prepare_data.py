@@ -8,7 +8,11 @@ from ultrafastbert.pretraining.data.prepare import prepare
 
 
 def prepare_data(arguments: DataArguments) -> None:
-    """Prepares text for pretraining, and prints the directory of the prepared data."""
+    """Prepares text for pretraining, and prints the directory of the prepared data.
+
+    Raises:
+        DataError: a source is missing, broken or too small, or the cache directory cannot be written.
+    """
     packed = prepare(arguments)
     own, worker = (
         resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

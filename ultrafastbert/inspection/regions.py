@@ -1,45 +1,57 @@
-"""The regions of the input space that the leaves of a tree are responsible for: as data, and to be changed one by one.
+"""The regions of the input space that belong to the leaves of a tree, as data, and edits of single leaves.
 
-A tree's decisions cut the input space into 2^depth convex regions, one for each leaf. What is notable:
-- a leaf computes the output of its own region and of nothing else, so an edit of it changes no other input's output.
+The decisions of a tree divide the input space into 2^depth convex regions, one for each leaf. Notable:
+- A leaf computes outputs only for its own region, so an edit of a leaf changes no output outside of it.
   `LeafEdit.effect` measures that for a layer. In an encoder other tokens see the change through attention;
-  `LeafEdit.effect_in_model` measures how far it reaches;
-- an edit is undone at the end of its `with` block unless it is kept, whatever happens inside;
-- all of it goes by `layer.route`, so it is the same for `FFF` and `SoftFFF`, and says what inference does.
+  `LeafEdit.effect_in_model` measures how far it reaches.
+- An edit is undone at the end of its `with` block, also after an exception, unless it is kept.
+- Regions follow `layer.route`, for `FFF` and `SoftFFF` alike, and therefore describe inference.
 
-Regions and edits of single leaves as means to interpret and to mend a network: Belcak & Wattenhofer, "Fast Feedforward
+Regions and edits of single leaves as a way to interpret and repair a network: Belcak & Wattenhofer, "Fast Feedforward
 Networks", arXiv 2308.14711.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.soft import SoftFFF
-from ultrafastbert.layers.usage import leaves
+from ultrafastbert.layers.usage import leaves, observe_inputs
+from ultrafastbert.utils.validation import between, check
 
 
 def in_region(layer: FFF | SoftFFF, x: torch.Tensor, leaf: int, tree: int = 0) -> torch.Tensor:
-    """Which inputs are in the region of a leaf: `(..., input)` -> bool `(...)`, so `x[in_region(layer, x, 3)]` are
-    those of leaf 3.
+    """Which inputs are in the region of a leaf, so that `x[in_region(layer, x, 3)]` are those of leaf 3.
+
+    Args:
+        layer: of trees.
+        x: `(..., input)`.
+        leaf: from 0 to 2^depth - 1.
+        tree: of a layer with several.
+
+    Returns:
+        bool `(...)`.
 
     Raises:
-        ValueError: a leaf or tree that the layer does not have.
+        ValueError: the layer has no such leaf or tree.
     """
-    _check(layer, leaf, tree)
+    _check_leaf(layer, leaf, tree)
     return leaves(layer, x)[..., tree] == leaf
 
 
 def decisions(layer: FFF | SoftFFF) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hyperplanes at which nodes decide: `weight` `(trees, nodes, input)` and `bias` `(trees, nodes)`, nodes in
-    heap order without the leaves. An input goes to the right where `weight @ x + bias` is greater than 0.
+    """The hyperplanes of the decisions. An input goes to the right where `weight @ x + bias` is greater than 0.
+
+    Returns:
+        `weight` `(trees, nodes, input)` and `bias` `(trees, nodes)`, of the nodes in heap order without the leaves.
 
     Raises:
-        ValueError: nodes of several neurons, which do not decide at hyperplanes.
+        ValueError: nodes of several neurons, whose decisions are not hyperplanes.
     """
     if isinstance(layer, SoftFFF):
         if layer.node_size > 1:
@@ -54,9 +66,16 @@ def decisions(layer: FFF | SoftFFF) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def decision_logits(layer: FFF | SoftFFF, x: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-    """What the nodes on paths decide by: inputs `(inputs, input)` and their paths `(inputs, trees, depth + 1)`, from
-    `layer.route`, -> `(inputs, trees, depth)`, at least float32. Greater than 0 is right; a sigmoid makes it a
-    probability."""
+    """The logits of the decisions on paths. Greater than 0 is right; a sigmoid makes them probabilities.
+
+    Args:
+        layer: of trees.
+        x: `(inputs, input)`.
+        path: `(inputs, trees, depth + 1)`, from `layer.route`.
+
+    Returns:
+        `(inputs, trees, depth)`, in float32 or, if the inputs are, float64.
+    """
     if isinstance(layer, SoftFFF):
         return layer.node_logits(x).gather(1, path[:, 0, :-1]).unsqueeze(1)
     weight, bias = decisions(layer)
@@ -71,13 +90,13 @@ def decision_logits(layer: FFF | SoftFFF, x: torch.Tensor, path: torch.Tensor) -
 
 @dataclass
 class HalfSpaces:
-    """The decisions that bound a region, from the root down: the region is where all of them fall as `right` says.
+    """The half-spaces whose intersection is a region: one for each decision on the path to a leaf, root first.
 
     Attributes:
         node: int64 `(depth,)`, heap indices.
         weight: `(depth, input)`.
         bias: `(depth,)`.
-        right: bool `(depth,)`, whether the region is where `weight @ x + bias` is greater than 0.
+        right: bool `(depth,)`; the region is where `weight @ x + bias` is greater than 0 if True, elsewhere if False.
     """
 
     node: torch.Tensor
@@ -91,12 +110,12 @@ class HalfSpaces:
 
 
 def half_spaces(layer: FFF | SoftFFF, leaf: int, tree: int = 0) -> HalfSpaces:
-    """The half-spaces whose intersection is the region of a leaf.
+    """The half-spaces that bound the region of a leaf.
 
     Raises:
-        ValueError: a leaf or tree that the layer does not have, or nodes of several neurons.
+        ValueError: the layer has no such leaf or tree, or has nodes of several neurons.
     """
-    _check(layer, leaf, tree)
+    _check_leaf(layer, leaf, tree)
     weight, bias = decisions(layer)
     path = [2**layer.depth - 1 + leaf]
     while path[0]:
@@ -106,16 +125,13 @@ def half_spaces(layer: FFF | SoftFFF, leaf: int, tree: int = 0) -> HalfSpaces:
     return HalfSpaces(node, weight[tree, node], bias[tree, node], right=child % 2 == 0)
 
 
-# editing a leaf
-
-
 @dataclass
 class Change:
-    """How outputs changed in a group of inputs; the change of an input is the largest absolute one of its outputs.
+    """How much the outputs of a group of inputs changed, by the largest absolute change of each input's outputs.
 
     Attributes:
-        inputs: how many there are.
-        changed: how many of them have an output that is not the same to the last bit.
+        inputs: number of inputs.
+        changed: number of inputs with an output that is not bit-identical.
         largest: the largest change, 0 without inputs.
         mean: the mean change, 0 without inputs.
     """
@@ -127,35 +143,35 @@ class Change:
 
 
 class LeafEdit:
-    """The parameters of one leaf, to be changed in place; the end of its `with` block puts back what they were.
+    """An edit of one leaf's parameters in place, undone at the end of its `with` block.
 
         with LeafEdit(layer, leaf=3) as edit:
             edit.parameters["weight_out"].zero_()
             print(edit.effect(x))
-            edit.keep()  # without this, nothing stays
+            edit.keep()  # without this, the edit is undone
 
     Args:
-        layer: whose leaf it is.
+        layer: of the leaf.
         leaf: from 0 to 2^depth - 1.
         tree: of a layer with several.
 
     Raises:
-        ValueError: a leaf or tree that the layer does not have.
+        ValueError: the layer has no such leaf or tree.
     """
 
     def __init__(self, layer: FFF | SoftFFF, leaf: int, tree: int = 0):
-        _check(layer, leaf, tree)
+        _check_leaf(layer, leaf, tree)
         self.layer, self.leaf, self.tree = layer, leaf, tree
         self.keep()
 
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
-        """By the name that they are part of, views of the leaf's own parameters, without gradients."""
+        """Views of the leaf's parameters, without gradients, by the names of the layer's parameters."""
         return {name: parameter.detach()[self._index] for name, parameter in self._whole.items()}
 
     @property
     def _whole(self) -> dict[str, nn.Parameter]:
-        """The parameters that have a part for each leaf."""
+        """The layer's parameters that have a part for each leaf."""
         named = dict(self.layer.named_parameters(recurse=False))
         if isinstance(self.layer, SoftFFF):
             return {name: parameter for name, parameter in named.items() if name.startswith("leaf_")}
@@ -163,29 +179,29 @@ class LeafEdit:
 
     @property
     def _index(self) -> tuple[int, ...]:
-        """Where in each of them that part is."""
+        """The index of the leaf's part in each of them."""
         if isinstance(self.layer, SoftFFF):
             return (self.leaf,)
         return self.tree, 2**self.layer.depth - 1 + self.leaf  # an FFF's leaf is the last neuron of a path
 
     def keep(self) -> None:
-        """Makes what the leaf now is what will be restored."""
+        """Keeps the leaf as it is now: `restore` and the end of the `with` block return to this state."""
         self._kept = {name: values.clone() for name, values in self.parameters.items()}
 
     def restore(self) -> None:
-        """Puts back, to the last bit, what was last kept: first of all, what the leaf was when this was made."""
+        """Restores, bit for bit, the state that was kept last, which at first is the one before the edit."""
         for name, values in self.parameters.items():
             values.copy_(self._kept[name])
 
-    def __enter__(self) -> "LeafEdit":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.restore()
 
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
-        """While it is entered, the leaf is what was last kept."""
+        """Within this context, the leaf has the state that was kept last."""
         edited = {name: values.clone() for name, values in self.parameters.items()}
         self.restore()
         try:
@@ -195,11 +211,11 @@ class LeafEdit:
                 values.copy_(edited[name])
 
     def retrain(self, loss: Callable[[], torch.Tensor], steps: int, lr: float) -> list[float]:
-        """Trains this leaf alone with Adam; every other parameter stays as it is to the last bit.
+        """Trains only this leaf, with Adam. All other parameters stay bit-identical.
 
         Args:
-            loss: computes a scalar anew at each step, through the layer.
-            steps: of the optimiser.
+            loss: computes a scalar at each step, through the layer.
+            steps: of the optimizer.
             lr: learning rate.
 
         Returns:
@@ -218,13 +234,13 @@ class LeafEdit:
 
     @torch.no_grad()
     def effect(self, x: torch.Tensor) -> dict[str, Change]:
-        """What the edit, compared with what was last kept, does to the layer's outputs.
+        """Compares the layer's outputs with those in the state that was kept last.
 
         Args:
             x: `(..., input)`.
 
         Returns:
-            `inside` the region of the leaf, where all change is meant to be, and `outside` of it.
+            The change `inside` the region of the leaf, and `outside` of it, where outputs stay bit-identical.
 
         Raises:
             ValueError: the layer is in training mode.
@@ -234,44 +250,42 @@ class LeafEdit:
         after = self.layer(x)
         with self.undone():
             change = _change(self.layer(x), after)
-        return {"inside": _summarise(change, inside), "outside": _summarise(change, ~inside)}
+        return {"inside": _summarize(change, inside), "outside": _summarize(change, ~inside)}
 
     @torch.no_grad()
-    def effect_in_model(self, model: nn.Module, input_ids: torch.Tensor, **inputs) -> dict[str, Change]:
-        """What the edit, compared with what was last kept, does to a model's outputs; padding is left out.
+    def effect_in_model(self, model: nn.Module, input_ids: torch.Tensor, **inputs: Any) -> dict[str, Change]:
+        """Compares a model's outputs with those in the state that was kept last, ignoring padding.
 
         Args:
-            model: of which the layer is a part, with one output for each token (its first).
+            model: a model that contains the layer, and whose first output has an entry for each token.
             input_ids: `(texts, tokens)`.
-            inputs: what else the model takes, as the tokenizer gives it; `attention_mask` `(texts, tokens)` is 0 for
+            inputs: further inputs of the model, from the tokenizer; `attention_mask` `(texts, tokens)` is 0 for
                 padding.
 
         Returns:
-            `inside`: tokens that come to the leaf; `beside`: the other tokens of their texts, which see the change
-            through attention; `outside`: the tokens of texts that do not come there, in which nothing should change.
+            The change for tokens `inside` the region of the leaf, for those `beside` them in the same texts, which see
+            the change through attention, and for the tokens of other texts, `outside`, whose outputs stay
+            bit-identical.
 
         Raises:
-            ValueError: the model is in training mode, does not have the layer, or has other outputs.
+            ValueError: the model is in training mode, does not contain the layer, or has other outputs.
         """
         _check_inference(model, "model")
         if all(module is not self.layer for module in model.modules()):
-            raise ValueError("model does not have the layer of this edit; it should be the one it was taken from")
+            raise ValueError("model does not contain the layer of this edit; the layer should be one of its modules")
         inside = torch.zeros_like(input_ids, dtype=torch.bool)
 
-        def see(layer, arguments):
-            found = in_region(layer, arguments[0], self.leaf, self.tree)
+        def observe(_: int, x: torch.Tensor) -> None:
+            found = in_region(self.layer, x, self.leaf, self.tree)
             if found.shape != inside.shape:
                 raise ValueError(
-                    f"the layer sees tokens of shape {tuple(found.shape)}; they should be {tuple(inside.shape)}, as"
-                    " input_ids are (of an optimised model, take the one it was made from)"
+                    f"the layer gets tokens of shape {tuple(found.shape)}; it should be {tuple(inside.shape)}, the"
+                    " shape of input_ids (of a model optimized for inference, use the original)"
                 )
             inside.copy_(found)
 
-        hook = self.layer.register_forward_pre_hook(see)
-        try:
+        with observe_inputs([self.layer], observe):
             after = model(input_ids=input_ids, **inputs)[0]
-        finally:
-            hook.remove()
         if after.shape[:2] != input_ids.shape:
             raise ValueError(
                 f"model has outputs of shape {tuple(after.shape)}; they should be (texts, tokens, ...), as those of"
@@ -284,26 +298,25 @@ class LeafEdit:
         inside &= real
         text = inside.any(1, keepdim=True)
         groups = {"inside": inside, "beside": text & ~inside & real, "outside": ~text & real}
-        return {name: _summarise(change, group) for name, group in groups.items()}
+        return {name: _summarize(change, group) for name, group in groups.items()}
 
 
 def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return (after - before).abs().amax(-1)
 
 
-def _summarise(change: torch.Tensor, group: torch.Tensor) -> Change:
+def _summarize(change: torch.Tensor, group: torch.Tensor) -> Change:
     change = change[group].double()
     if not len(change):
         return Change(0, 0, 0.0, 0.0)
     return Change(len(change), int((change != 0).sum()), change.max().item(), change.mean().item())
 
 
-def _check(layer: FFF | SoftFFF, leaf: int, tree: int) -> None:
-    for name, index, count in (("leaf", leaf, 2**layer.depth), ("tree", tree, layer.trees)):
-        if not 0 <= index < count:
-            raise ValueError(f"{name} is {index}; the layer has those from 0 to {count - 1}")
+def _check_leaf(layer: FFF | SoftFFF, leaf: int, tree: int) -> None:
+    check("leaf", leaf, between(0, 2**layer.depth - 1))
+    check("tree", tree, between(0, layer.trees - 1))
 
 
 def _check_inference(module: nn.Module, name: str) -> None:
     if module.training:
-        raise ValueError(f"{name} is in training mode; call {name}.eval() first, for the outputs of inference")
+        raise ValueError(f"{name} is in training mode; call {name}.eval() first")

@@ -1,50 +1,54 @@
-"""What the trees of an encoder do with text: which leaf each token takes, how evenly leaves are used, and how hard the
-decisions are.
+"""Statistics of trees on text: the leaf of each token, how evenly leaves are used, and how hard the decisions are.
 
-What is notable:
-- everything is counted on the way of real tokens through the layers, by hooks; padding is left out;
-- how hard a decision is, is the entropy of sigmoid(z), z the logit by which its node decides: 0.69 nats (log 2) if it
-  could as well go the other way, 0 if it is certain. A node's entropy is the mean over the tokens that come to it. The
-  batch-mean entropy of arXiv 2308.14711, `SoftFFF.node_entropy`, is over all inputs, as training mixes all paths.
+Notable:
+- Hooks count the real tokens on their way through the layers; padding is ignored.
+- How hard a decision is, is measured by the entropy of sigmoid(z), where z is the logit of its node: 0.69 nats (log 2)
+  if both sides are equally likely, 0 if it is certain. A node's entropy is the mean over the tokens that reach it. The
+  batch-mean entropy of arXiv 2308.14711, `SoftFFF.node_entropy`, is the mean over all inputs, as training mixes all
+  paths.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ultrafastbert.inspection.regions import decision_logits
 from ultrafastbert.layers.soft import decision_entropy
 from ultrafastbert.layers.usage import LeafCounter, leaves, observe_inputs, tree_layers
 
 NEAR_ZERO = 0.1
-"""A decision is near zero if its pre-activation is less than this from 0: rounding or a small change may turn it."""
+"""A decision is near zero if its logit is closer to 0 than this: rounding or a small change may turn it."""
 NUMBERS = 2**24
-"""Of the weights on paths, how many are gathered at a time."""
+"""Weights on paths that are gathered at a time."""
 
 
 class TreeStatistics(LeafCounter):
-    """Counts besides, node by node, how hard decisions are, and leaf by leaf, which tokens come.
+    """A `LeafCounter` that also counts how hard the decisions of each node are, and which tokens reach each leaf.
 
-    Attributes, a tensor per layer of trees:
-        counts: int64 `(trees, leaves)`, tokens at each leaf.
-        entropy_sums: float64 `(trees, nodes)`, summed entropies of the decisions taken at each node. [nats]
-        near_zero: int64 `(trees, nodes)`, how many of them were near zero.
+    Attributes:
+        counts: a tensor per layer of trees, int64 `(trees, leaves)`: tokens at each leaf.
+        entropy_sums: the same, float64 `(trees, nodes)`: sums of the entropies of the decisions at each node. [nats]
+        near_zero: the same, int64 `(trees, nodes)`: decisions at each node that were near zero.
+        token_counts: int64 `(vocab,)`: how often each token occurred.
 
     Args:
         encoder: takes `input_ids` and `attention_mask`.
     """
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: PreTrainedModel):
         super().__init__(encoder)
         self.encoder = encoder
         self.entropy_sums = [torch.zeros_like(counts[:, 1:], dtype=torch.float64) for counts in self.counts]
         self.near_zero = [torch.zeros_like(counts[:, 1:]) for counts in self.counts]
-        self.vocab_size = encoder.get_input_embeddings().num_embeddings
+        self.vocab_size = len(encoder.get_input_embeddings().get_parameter("weight"))
         self.token_counts = torch.zeros(self.vocab_size, dtype=torch.long)
         self._pairs = [_PairCounter() for _ in self.layers]
 
     @torch.no_grad()
     def run(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        """Sends texts through the encoder and counts what their real tokens do; both `(texts, tokens)`."""
+        """Runs the encoder on texts, both arguments `(texts, tokens)`, and counts their real tokens."""
         self._real = attention_mask.flatten() != 0
         self._tokens = input_ids.flatten()[self._real]
         self.token_counts += self._tokens.bincount(minlength=self.vocab_size)
@@ -67,14 +71,14 @@ class TreeStatistics(LeafCounter):
             self.near_zero[index].view(-1).index_add_(0, node, (logit.abs() < NEAR_ZERO).flatten().long())
 
     def visits(self, index: int) -> list[torch.Tensor]:
-        """Of a layer, level by level from the root, the tokens at each node: int64 `(trees, 2^level)`."""
+        """Tokens at each node of a layer, level by level from the root: int64 `(trees, 2^level)` each."""
         levels = [self.counts[index]]
         while levels[0].shape[1] > 1:
             levels.insert(0, levels[0].unflatten(1, (-1, 2)).sum(-1))
         return levels
 
     def tokens_at(self, index: int, tree: int, leaf: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token ids that came to a leaf of a layer, and how often each did, the most frequent first."""
+        """The token ids that reached a leaf of a layer, and their counts, the most frequent first."""
         first = (tree * self.counts[index].shape[1] + leaf) * self.vocab_size
         pairs, counts = self._pairs[index].between(first, first + self.vocab_size)
         order = counts.argsort(descending=True, stable=True)
@@ -82,7 +86,7 @@ class TreeStatistics(LeafCounter):
 
 
 class _PairCounter:
-    """Counts int64 keys, of which there may be more than memory has room for, but not more different ones."""
+    """Counts int64 keys. Memory grows with the different keys, not with their number."""
 
     WAITING = 2**22
 
@@ -109,18 +113,19 @@ class _PairCounter:
 
 
 @torch.no_grad()
-def leaves_of_tokens(model: nn.Module, **inputs) -> list[torch.Tensor]:
-    """The leaf of every token in each layer of trees: int64 `(texts, tokens, trees)` a layer.
+def leaves_of_tokens(model: nn.Module, **inputs: Any) -> list[torch.Tensor]:
+    """The leaf of every token in each layer of trees: int64 `(texts, tokens, trees)` per layer.
 
     Args:
-        model: an encoder, or one with a head.
-        inputs: as the tokenizer gives them, with tensors `(texts, tokens)`. Padding gets leaves too.
+        model: an encoder, with a head or without.
+        inputs: from the tokenizer, tensors `(texts, tokens)`. Padding gets leaves too.
     """
-    layers, found = tree_layers(model), {}
+    layers = tree_layers(model)
+    found: dict[int, torch.Tensor] = {}
 
-    def see(index, x):
+    def observe(index: int, x: torch.Tensor) -> None:
         found[index] = leaves(layers[index], x)
 
-    with observe_inputs(layers, see):
+    with observe_inputs(layers, observe):
         model(**inputs)
     return [found[index] for index in range(len(layers))]

@@ -30,8 +30,8 @@ from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.pretraining.curves import plot_runs
-from ultrafastbert.pretraining.data.batches import RowOrder
-from ultrafastbert.pretraining.data.masking import Masker, masks_per_row
+from ultrafastbert.pretraining.data.batches import SequenceOrder
+from ultrafastbert.pretraining.data.masking import Masker, masks_per_sequence
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.data.prepare import prepare
 from ultrafastbert.pretraining.evaluation import Evaluation, evaluate
@@ -137,8 +137,8 @@ class Pretraining:
         self.masker, self.validation_masker = masker(seed=arguments.seed), masker(seed=arguments.seed + 1)
         # Rows that were put into an order on purpose are trained on in that order.
         shuffle = data.manifest["request"]["options"]["order"] == "source"
-        self.rows = RowOrder(data.train, arguments.seed, shuffle)
-        self.validation_rows = RowOrder(data.validation, seed=0).read(
+        self.rows = SequenceOrder(data.train, arguments.seed, shuffle)
+        self.validation_rows = SequenceOrder(data.validation, seed=0).read(
             0, min(self.train.eval_sequences, len(data.validation))
         )
 
@@ -277,7 +277,9 @@ class Pretraining:
         length, processes = self.data.sequence_length, self.accelerator.num_processes
         metrics = summarise(self.steps_of_line, length)
         rows = metrics["tokens_per_second"] / length / processes
-        flops = training_flops(self.model.config, rows, length, masks_per_row(length, self.train.mask_probability))
+        flops = training_flops(
+            self.model.config, rows, length, masks_per_sequence(length, self.train.mask_probability)
+        )
         dtype = torch.bfloat16 if self.in_bf16 else torch.float32
         mfu = utilization(flops, seconds=1, device=self.accelerator.device, dtype=dtype)
         return metrics if mfu is None else metrics | {"mfu": mfu}

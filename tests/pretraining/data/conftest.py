@@ -1,4 +1,4 @@
-"""Text to prepare: sentences of made-up words, common ones more often, the same in every run."""
+"""Text to prepare: sentences of invented words, some more frequent than others, the same in every run."""
 
 import random
 
@@ -33,7 +33,7 @@ def text_file(texts, tmp_path):
 
 @pytest.fixture
 def arguments_for(tmp_path):
-    """Arguments for a small vocabulary and short rows, in a cache of the test's own."""
+    """Arguments for a small vocabulary and short sequences, with a cache in the test's directory."""
 
     def make(source, **options) -> DataArguments:
         defaults = {"vocab_size": 400, "sequence_length": 16, "max_tokens_per_character": None}

@@ -1,40 +1,40 @@
-"""The order of rows: every row once an epoch, the same however it is read."""
+"""The order of sequences: every sequence once an epoch, however many are read at a time."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultrafastbert.pretraining.data.batches import RowOrder
+from ultrafastbert.pretraining.data.batches import SequenceOrder
 
-ROWS = np.arange(13, dtype=np.uint16)[:, None].repeat(3, axis=1)  # row i holds three times i
+SEQUENCES = np.arange(13, dtype=np.uint16)[:, None].repeat(3, axis=1)  # sequence i is i, i, i
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), shuffle=st.booleans())
-def test_each_epoch_has_each_row_once(seed, shuffle):
-    order = RowOrder(ROWS, seed, shuffle)
+def test_each_epoch_has_each_sequence_once(seed, shuffle):
+    order = SequenceOrder(SEQUENCES, seed, shuffle)
     for epoch in range(3):
         assert sorted(order.read(13 * epoch, 13)[:, 0].tolist()) == list(range(13))
 
 
 def test_epochs_and_seeds_differ():
-    first = RowOrder(ROWS, seed=0).read(0, 26)[:, 0].tolist()
+    first = SequenceOrder(SEQUENCES, seed=0).read(0, 26)[:, 0].tolist()
     assert first[:13] != first[13:]
-    assert first != RowOrder(ROWS, seed=1).read(0, 26)[:, 0].tolist()
+    assert first != SequenceOrder(SEQUENCES, seed=1).read(0, 26)[:, 0].tolist()
 
 
 @settings(deadline=None)
 @given(start=st.integers(0, 60), counts=st.lists(st.integers(1, 20), min_size=1, max_size=5))
-def test_reading_in_pieces_is_reading_at_once(start, counts):
-    whole = RowOrder(ROWS, seed=5).read(start, sum(counts))
+def test_reading_in_pieces_gives_the_same_sequences(start, counts):
+    whole = SequenceOrder(SEQUENCES, seed=5).read(start, sum(counts))
     assert whole.dtype == torch.int64 and whole.shape == (sum(counts), 3)
-    order, place, pieces = RowOrder(ROWS, seed=5), start, []
+    order, place, pieces = SequenceOrder(SEQUENCES, seed=5), start, []
     for count in counts:
         pieces.append(order.read(place, count))
         place += count
     assert torch.equal(torch.cat(pieces), whole)
 
 
-def test_without_shuffling_the_order_is_the_files():
-    assert RowOrder(ROWS, seed=3, shuffle=False).read(11, 4)[:, 0].tolist() == [11, 12, 0, 1]
+def test_without_shuffling_the_order_is_that_of_the_file():
+    assert SequenceOrder(SEQUENCES, seed=3, shuffle=False).read(11, 4)[:, 0].tolist() == [11, 12, 0, 1]

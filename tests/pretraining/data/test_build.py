@@ -1,19 +1,17 @@
+"""Sequences, counts and statistics of prepared data, against the texts they come from."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ultrafastbert.pretraining.data import build
-from ultrafastbert.pretraining.data.build import (
-    encode,
-    prevalence,
-    split_at_spaces,
-    token_frequencies,
-    unigram_entropy,
-)
+from ultrafastbert.pretraining.data import frequencies as frequencies_module
+from ultrafastbert.pretraining.data import tokenizer as tokenizer_module
+from ultrafastbert.pretraining.data.frequencies import prevalence, token_frequencies, unigram_entropy
 from ultrafastbert.pretraining.data.packed import DataError
 from ultrafastbert.pretraining.data.prepare import prepare
+from ultrafastbert.pretraining.data.tokenizer import encode, split_at_spaces
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
@@ -26,9 +24,9 @@ def prepared(arguments_for):
     return make
 
 
-def unpacked(packed, rows):
-    """Rows as the texts they hold: token ids between separators; the last one may have been cut off."""
-    stream = rows.reshape(-1).tolist()
+def unpacked(packed, sequences):
+    """The texts in sequences, as token ids between separators, and the last one, which may be cut off."""
+    stream = sequences.reshape(-1).tolist()
     texts, text = [], []
     for token in stream:
         if token == packed.special_token_ids["sep"]:
@@ -44,21 +42,23 @@ def encoded(packed, texts):
     return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
 
 
-def test_rows_are_the_texts_one_after_the_other(prepared, text_file, texts):
+def test_sequences_are_the_texts_one_after_the_other(prepared, text_file, texts):
     packed = prepared(text_file)
     expected = encoded(packed, texts)
     found = []
-    for rows in (packed.train, packed.validation):
-        whole, cut = unpacked(packed, rows)
+    for sequences in (packed.train, packed.validation):
+        whole, cut = unpacked(packed, sequences)
         assert set(map(tuple, whole)) <= set(expected)
         assert not cut or any(ids[: len(cut)] == tuple(cut) for ids in expected)
         positions = [expected.index(tuple(text)) for text in whole]
         assert positions == sorted(positions)
         found += positions
-    assert len(set(found)) == len(found) >= len(texts) - 4  # a split ends in at most one row cut off: two texts or so
+    assert (
+        len(set(found)) == len(found) >= len(texts) - 4
+    )  # at most one sequence of a split is cut off: two texts or so
 
 
-def test_rows_decode_to_the_normalised_texts(prepared, tmp_path):
+def test_sequences_decode_to_the_normalized_texts(prepared, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"Ünicode “Text” — number {i}, 世 😀 Ends." for i in range(100)))
     packed = prepared(path)
@@ -69,7 +69,7 @@ def test_rows_decode_to_the_normalised_texts(prepared, tmp_path):
     assert len(whole) > 70
 
 
-def test_every_text_is_accounted_for(prepared, tmp_path, texts):
+def test_every_text_is_counted(prepared, tmp_path, texts):
     path = tmp_path / "text.txt"
     bad = "x7$ k1! q(9) z@3 " * 5
     path.write_text("\n".join([*texts, "", "   ", "世界", *texts[:50], bad, texts[3]]))
@@ -81,12 +81,12 @@ def test_every_text_is_accounted_for(prepared, tmp_path, texts):
     assert counts["texts_repeated"] == 51
     assert counts["texts_over_ratio"] == 1 and counts["characters_over_ratio"] == len(bad.strip())
     assert counts["texts_train"] + counts["texts_validation"] == 600
-    for split, rows in (("train", packed.train), ("validation", packed.validation)):
-        assert counts[f"tokens_{split}"] == rows.size + counts[f"tokens_left_over_{split}"]
+    for split, sequences in (("train", packed.train), ("validation", packed.validation)):
+        assert counts[f"tokens_{split}"] == sequences.size + counts[f"tokens_left_over_{split}"]
         assert counts[f"tokens_left_over_{split}"] < packed.sequence_length
 
 
-def test_the_ratio_drops_what_exceeds_it(prepared, text_file, texts):
+def test_texts_with_too_many_tokens_per_character_are_dropped(prepared, text_file, texts):
     kept = prepared(text_file, vocab_size=256)
     ratios = {text: len(ids) / len(text) for text, ids in zip(texts, encoded(kept, texts), strict=True)}
     limit = float(np.median(list(ratios.values())))
@@ -94,7 +94,7 @@ def test_the_ratio_drops_what_exceeds_it(prepared, text_file, texts):
     assert counts["texts_over_ratio"] == sum(ratio > limit for ratio in ratios.values()) > 0
 
 
-def test_repeated_texts_stay_when_asked_to(prepared, tmp_path, texts):
+def test_repeated_texts_stay_without_deduplication(prepared, tmp_path, texts):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(texts * 2))
     assert prepared(path).manifest["counts"]["tokens_train"] * 2 == pytest.approx(
@@ -102,14 +102,14 @@ def test_repeated_texts_stay_when_asked_to(prepared, tmp_path, texts):
     )
 
 
-def test_the_split_is_by_text_and_not_by_order(prepared, tmp_path, texts):
+def test_the_split_depends_on_the_text_and_not_on_the_order(prepared, tmp_path, texts):
     held_out = []
     for name, ordered in (("a", texts), ("b", texts[::-1])):
         path = tmp_path / f"{name}.txt"
         path.write_text("\n".join(ordered))
         packed = prepared(path)
         train, validation = (
-            {tuple(text) for text in unpacked(packed, rows)[0]} for rows in (packed.train, packed.validation)
+            {tuple(text) for text in unpacked(packed, sequences)[0]} for sequences in (packed.train, packed.validation)
         )
         assert not train & validation
         held_out.append({text for text, ids in zip(texts, encoded(packed, texts), strict=True) if ids in validation})
@@ -135,13 +135,13 @@ def test_long_texts_are_whole(prepared, tmp_path, texts, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text(" ".join(texts) + "\n" + "\n".join(texts))
     whole = prepared(path)
-    monkeypatch.setattr(build, "MAX_CHARACTERS", 50)
+    monkeypatch.setattr(tokenizer_module, "MAX_CHARACTERS", 50)
     pieces = prepared(path, cache_dir=str(tmp_path / "other"))
     assert pieces.fingerprint == whole.fingerprint
 
 
 @given(text=st.text(" ab"), size=st.integers(1, 9))
-def test_pieces_are_the_text_and_no_longer_than_asked(text, size):
+def test_pieces_together_are_the_text_and_none_is_too_long(text, size):
     pieces = split_at_spaces(text, size)
     assert "".join(pieces) == text
     assert all(len(piece) <= size for piece in pieces)
@@ -152,33 +152,33 @@ def test_pieces_are_the_text_and_no_longer_than_asked(text, size):
 def test_encoding_in_pieces_changes_nothing(prepared, text_file, texts, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(prepared(text_file).tokenizer_directory).backend_tokenizer
     whole = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    monkeypatch.setattr(build, "MAX_CHARACTERS", 30)
-    monkeypatch.setattr(build, "PIECES_AT_A_TIME", 7)
+    monkeypatch.setattr(tokenizer_module, "MAX_CHARACTERS", 30)
+    monkeypatch.setattr(tokenizer_module, "PIECES_AT_A_TIME", 7)
     assert [ids.tolist() for ids in encode(tokenizer, texts, np.dtype("<u2"))] == whole
     assert encode(tokenizer, ["世界"], np.dtype("<u2"))[0].shape == (0,)
 
 
-def test_prevalent_rows_come_first(prepared, text_file, monkeypatch):
-    monkeypatch.setattr(build, "ROWS_AT_A_TIME", 7)
-    in_order, sorted_rows = prepared(text_file), prepared(text_file, order="prevalence")
+def test_sequences_of_common_tokens_come_first(prepared, text_file, monkeypatch):
+    monkeypatch.setattr(frequencies_module, "SEQUENCES_AT_A_TIME", 7)
+    in_order, ordered = prepared(text_file), prepared(text_file, order="prevalence")
     frequencies = np.bincount(in_order.train.ravel(), minlength=in_order.vocab_size)
     mean_log = np.log(frequencies / frequencies.sum(), where=frequencies > 0, out=np.zeros(len(frequencies)))
-    scores = mean_log[sorted_rows.train].mean(axis=1)
+    scores = mean_log[ordered.train].mean(axis=1)
     assert (np.diff(scores) < 1e-5).all()
     assert scores[0] > scores[-1]
-    assert sorted(map(tuple, sorted_rows.train)) == sorted(map(tuple, in_order.train))
-    assert np.array_equal(sorted_rows.validation, in_order.validation)
+    assert sorted(map(tuple, ordered.train)) == sorted(map(tuple, in_order.train))
+    assert np.array_equal(ordered.validation, in_order.validation)
 
 
 def test_statistics_of_tokens(monkeypatch):
-    monkeypatch.setattr(build, "ROWS_AT_A_TIME", 2)
-    rows = np.array([[5, 5, 6, 3], [5, 6, 6, 3], [5, 6, 5, 3]], np.uint16)
-    frequencies = token_frequencies(rows, vocab_size=8)
+    monkeypatch.setattr(frequencies_module, "SEQUENCES_AT_A_TIME", 2)
+    sequences = np.array([[5, 5, 6, 3], [5, 6, 6, 3], [5, 6, 5, 3]], np.uint16)
+    frequencies = token_frequencies(sequences, vocab_size=8)
     assert frequencies.tolist() == [0, 0, 0, 3, 0, 5, 4, 0]
     p = np.array([5 / 9, 4 / 9])
     assert unigram_entropy(frequencies, SPECIAL) == pytest.approx(-(p * np.log(p)).sum())
     expected = [np.log(np.array([5, 5, 4, 3]) / 12).mean(), np.log(np.array([5, 4, 4, 3]) / 12).mean()]
-    assert prevalence(rows, frequencies)[:2] == pytest.approx(expected)
+    assert prevalence(sequences, frequencies)[:2] == pytest.approx(expected)
 
 
 def test_large_vocabularies_are_stored_in_32_bits(prepared, tmp_path, text_file, texts):
@@ -205,10 +205,10 @@ def test_large_vocabularies_are_stored_in_32_bits(prepared, tmp_path, text_file,
         (
             "世界\n" * 9,
             {},
-            "too little text for one row of 16 train tokens: .*1 without typeable characters, 8 repeated",
+            "too little text for one training sequence of 16 tokens: .*1 without typeable characters, 8 repeated",
         ),
-        ("one two three\n", {}, "too little text for one row of 16 train tokens: give more text"),
-        ("a1! b2? c3\nd4$ e5%\n", {"max_tokens_per_character": 0.1}, "2 with too many tokens for their characters"),
+        ("one two three\n", {}, "too little text for one training sequence of 16 tokens: give more text"),
+        ("a1! b2? c3\nd4$ e5%\n", {"max_tokens_per_character": 0.1}, "2 with too many tokens per character"),
     ],
 )
 def test_too_little_text_is_an_error(prepared, tmp_path, content, options, message):
@@ -219,5 +219,7 @@ def test_too_little_text_is_an_error(prepared, tmp_path, content, options, messa
 
 
 def test_too_little_validation_text_is_an_error(prepared, text_file):
-    with pytest.raises(DataError, match="validation tokens: give more text or raise validation_fraction"):
+    with pytest.raises(
+        DataError, match="one validation sequence of 16 tokens: give more text or raise validation_fraction"
+    ):
         prepared(text_file, validation_fraction=1e-6)

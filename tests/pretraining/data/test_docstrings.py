@@ -1,3 +1,5 @@
+"""Docstrings of installed packages: which paragraphs are kept, and in which order."""
+
 import inspect
 
 import pytest
@@ -52,7 +54,7 @@ from ultrafastbert.pretraining.data.docstrings import docstring_files, docstring
             """See :class:`~torch.Tensor` and ``other`` for [more words](https://example.org/x) about `it <http://a>`_.""",
             ["See torch.Tensor and other for more words about it."],
         ),
-        ("No full stop at the end of this row of words", []),
+        ("No full stop at the end of this sequence of words", []),
         ("no capital letter at the start of this row of words.", []),
         ("Mostly (symbols): {a} = [b] + <c> / d_e * f_g ** h_i | j_k & l_m.", []),
     ],
@@ -61,7 +63,7 @@ def test_only_sentences_are_kept(docstring, paragraphs):
     assert prose(inspect.cleandoc(docstring)) == paragraphs
 
 
-def test_packages_are_those_the_project_depends_on():
+def test_packages_are_the_dependencies_of_the_project():
     packages = docstring_packages()
     assert {"torch", "numpy", "tokenizers"} <= packages.keys()
     assert "pytest" not in packages  # only an extra needs it

@@ -1,3 +1,5 @@
+"""Prepared data is opened without the libraries that prepared it, and damage to it is named."""
+
 import json
 import subprocess
 import sys
@@ -16,7 +18,7 @@ def packed(text_file, arguments_for):
     return prepare(arguments_for(text_file), progress=False)
 
 
-def test_what_was_prepared_can_be_opened(packed):
+def test_prepared_data_can_be_opened(packed):
     opened = open_packed(str(packed.directory))
     assert np.array_equal(opened.train, packed.train) and np.array_equal(opened.validation, packed.validation)
     assert opened.train.dtype == np.uint16 and opened.train.shape[1] == opened.sequence_length == 16
@@ -25,7 +27,7 @@ def test_what_was_prepared_can_be_opened(packed):
     assert 0 < opened.unigram_entropy < np.log(opened.vocab_size)
 
 
-def test_rows_cannot_be_written(packed):
+def test_sequences_cannot_be_written(packed):
     with pytest.raises(ValueError, match="read-only"):
         packed.train[0, 0] = 1
 

@@ -1,3 +1,5 @@
+"""Prepared data is found again, built once, and built completely or not at all."""
+
 import errno
 import gzip
 import os
@@ -49,7 +51,7 @@ def test_the_same_request_gives_the_same_bytes(text_file, arguments_for, tmp_pat
     ]
 
 
-def test_the_fingerprint_tells_data_and_not_where_it_came_from(text_file, arguments_for, tmp_path):
+def test_the_fingerprint_depends_on_the_data_and_not_on_its_path(text_file, arguments_for, tmp_path):
     copy = shutil.copy(text_file, tmp_path / "copy.txt")
     first, moved, other = (
         prepare(arguments_for(source, **options), progress=False)
@@ -59,14 +61,14 @@ def test_the_fingerprint_tells_data_and_not_where_it_came_from(text_file, argume
     assert other.fingerprint != first.fingerprint
 
 
-def test_prepared_data_is_found_without_reading(text_file, arguments_for, monkeypatch):
+def test_prepared_data_is_found_without_reading_text(text_file, arguments_for, monkeypatch):
     first = prepare(arguments_for(text_file), progress=False)
     monkeypatch.setattr(TextFile, "texts", lambda *_: pytest.fail("the text was read again"))
     assert prepare(arguments_for(text_file), progress=False).directory == first.directory
     assert prepare(arguments_for(text_file, streaming=False), progress=False).directory == first.directory
 
 
-def test_other_text_and_other_options_are_other_data(text_file, arguments_for, texts):
+def test_other_text_and_other_options_give_other_data(text_file, arguments_for, texts):
     directories = {prepare(arguments_for(text_file), progress=False).directory}
     for options in (
         {"validation_fraction": 0.2},
@@ -80,7 +82,7 @@ def test_other_text_and_other_options_are_other_data(text_file, arguments_for, t
     assert len(directories) == 6
 
 
-def test_another_tokenizer_of_the_same_name_is_other_data(text_file, arguments_for, tmp_path):
+def test_another_tokenizer_of_the_same_name_gives_other_data(text_file, arguments_for, tmp_path):
     mine = tmp_path / "mine"
     directories = set()
     for vocab_size in (300, 350):
@@ -102,15 +104,15 @@ def test_prepared_data_is_a_source(text_file, arguments_for, tmp_path):
     opened = prepare(DataArguments(source=str(elsewhere)), progress=False)
     assert opened.directory == elsewhere and opened.fingerprint == packed.fingerprint
     assert prepare(DataArguments(source=[str(elsewhere)], vocab_size=400), progress=False).directory == elsewhere
-    with pytest.raises(DataError, match="sequence_length is 64, but the prepared data in .* was made with 16"):
+    with pytest.raises(DataError, match="sequence_length is 64, but the data in .* was prepared with 16"):
         prepare(DataArguments(source=str(elsewhere), sequence_length=64), progress=False)
-    given_default = DataArguments(source=str(elsewhere), sequence_length=128)  # is as if it were not given
+    given_default = DataArguments(source=str(elsewhere), sequence_length=128)  # like an option that is not given
     assert prepare(given_default, progress=False).manifest["sequence_length"] == 16
-    with pytest.raises(DataError, match="elsewhere is prepared data: it can only be the one and only source"):
+    with pytest.raises(DataError, match="elsewhere is prepared data, which cannot be combined with other sources"):
         prepare(arguments_for([str(text_file), str(elsewhere)]), progress=False)
 
 
-def test_damaged_data_is_reported_and_left_alone(text_file, arguments_for):
+def test_damaged_data_is_reported(text_file, arguments_for):
     packed = prepare(arguments_for(text_file), progress=False)
     os.truncate(packed.directory / "train.bin", 10)
     with pytest.raises(DataError, match="train.bin has 10 bytes"):
@@ -118,8 +120,8 @@ def test_damaged_data_is_reported_and_left_alone(text_file, arguments_for):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
-@pytest.mark.parametrize("step", ["_read", "_tokenizer", "_pack", "_fingerprint"])
-def test_nothing_is_left_of_an_interrupted_preparation(text_file, arguments_for, cache, monkeypatch, step, error):
+@pytest.mark.parametrize("step", ["_read", "_make_tokenizer", "_pack", "_fingerprint"])
+def test_an_interrupted_preparation_leaves_no_files(text_file, arguments_for, cache, monkeypatch, step, error):
     original = getattr(build, step)
 
     def interrupted(*arguments):
@@ -139,7 +141,7 @@ def test_a_full_disk_is_reported(text_file, arguments_for, cache, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(build, "_pack", full)
-    with pytest.raises(DataError, match=f"cannot keep prepared data in {cache}: No space left on device"):
+    with pytest.raises(DataError, match=f"prepared data cannot be written to {cache}: No space left on device"):
         prepare(arguments_for(text_file), progress=False)
     assert left_behind(cache) == []
 
@@ -152,15 +154,15 @@ def test_a_disk_full_of_unpacked_parquet_is_not_blamed_on_the_source(
     table = pa.table({"text": [f"text number {i}" for i in range(number)]})
     with gzip.open(tmp_path / "a.parquet.gz", "wb") as file:
         pq.write_table(table, file)
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "w+b"))  # noqa: SIM115  # noqa: SIM115 - its user closes it
-    with pytest.raises(DataError, match=f"cannot keep prepared data in {cache}: No space left on device"):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "w+b"))  # noqa: SIM115 - its user closes it
+    with pytest.raises(DataError, match=f"prepared data cannot be written to {cache}: No space left on device"):
         prepare(arguments_for(tmp_path / "a.parquet.gz"), progress=False)
     assert left_behind(cache) == []
 
 
 def test_an_unusable_cache_is_reported(text_file, arguments_for, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot keep prepared data in .*file/cache: Not a directory"):
+    with pytest.raises(DataError, match="prepared data cannot be written to .*file/cache: Not a directory"):
         prepare(arguments_for(text_file, cache_dir=str(tmp_path / "file" / "cache")), progress=False)
 
 
@@ -194,7 +196,7 @@ import time
 from ultrafastbert.pretraining.data import build
 from ultrafastbert.pretraining.data.arguments import DataArguments
 from ultrafastbert.pretraining.data.prepare import prepare
-build._check_rows = lambda *_: time.sleep(1000)  # stays in the middle, with most files written
+build._check_sequences = lambda *_: time.sleep(1000)  # stays in the middle, with most files written
 prepare({arguments_for(text_file)})
 """
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
@@ -212,12 +214,12 @@ prepare({arguments_for(text_file)})
         process.wait()
     assert partial.exists()
     prepare(arguments_for(text_file, sequence_length=4), progress=False)
-    assert not partial.exists()  # whoever prepares something next cleans up
+    assert not partial.exists()  # the next preparation removes it
     again = prepare(arguments_for(text_file), progress=False)
     assert f".{again.directory.name}.partial" == partial.name
 
 
-def test_processes_that_want_the_same_data_make_it_once(text_file, arguments_for, cache):
+def test_processes_that_want_the_same_data_build_it_once(text_file, arguments_for, cache):
     processes = [
         subprocess.Popen(command(text_file, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -225,22 +227,22 @@ def test_processes_that_want_the_same_data_make_it_once(text_file, arguments_for
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0][0] == outputs[1][0]
-    assert sum("Tokenising" in messages for _, messages in outputs) == 1
+    assert sum("Of 600 texts, " in messages for _, messages in outputs) == 1
     assert open_packed(outputs[0][0].strip()).directory == prepare(arguments_for(text_file), progress=False).directory
 
 
 def test_a_process_waits_for_the_one_that_is_preparing(text_file, arguments_for, cache, tmp_path):
-    made = prepare(arguments_for(text_file, cache_dir=str(tmp_path / "made")), progress=False).directory
+    prepared = prepare(arguments_for(text_file, cache_dir=str(tmp_path / "prepared")), progress=False).directory
     cache.mkdir()
-    with FileLock(cache / f".{made.name}.lock"):
+    with FileLock(cache / f".{prepared.name}.lock"):
         waiting = subprocess.Popen(
             command(text_file, cache), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         while "waiting for it" not in waiting.stderr.readline():
             assert waiting.poll() is None
-        shutil.move(made, cache / made.name)
+        shutil.move(prepared, cache / prepared.name)
     output, _ = waiting.communicate()
-    assert waiting.returncode == 0 and output.strip() == str(cache / made.name)
+    assert waiting.returncode == 0 and output.strip() == str(cache / prepared.name)
 
 
 def test_the_command_reports_errors_in_one_line(tmp_path, cache):
@@ -252,14 +254,14 @@ def test_the_command_reports_errors_in_one_line(tmp_path, cache):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"vocab_size": 10}, "vocab_size is 10, it must be at least 256"),
-        ({"sequence_length": 0}, "sequence_length is 0"),
-        ({"validation_fraction": 1.0}, "validation_fraction is 1.0, it must be between 0 and 1"),
-        ({"max_texts": 0}, "max_texts is 0"),
-        ({"max_tokens_per_character": 0}, "max_tokens_per_character is 0, it must be positive"),
-        ({"order": "random"}, "order is 'random', it must be one of source, prevalence"),
-        ({"sample_by": "word"}, "sample_by is 'word'"),
-        ({"source": []}, "source is empty"),
+        ({"vocab_size": 10}, "vocab_size is 10; it should be at least 256"),
+        ({"sequence_length": 0}, "sequence_length is 0; it should be at least 2"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0; it should be greater than 0 and less than 1"),
+        ({"max_texts": 0}, "max_texts is 0; it should be greater than 0"),
+        ({"max_tokens_per_character": 0}, "max_tokens_per_character is 0; it should be greater than 0"),
+        ({"order": "random"}, "order is 'random'; it should be one of source, prevalence"),
+        ({"sample_by": "word"}, "sample_by is 'word'; it should be one of line, paragraph"),
+        ({"source": []}, r"source is \[\]; it should be not empty"),
     ],
 )
 def test_wrong_options_are_named(options, message):

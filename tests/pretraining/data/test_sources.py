@@ -1,3 +1,5 @@
+"""Sources: every kind of file and data set, and an error that names file and line for everything broken."""
+
 import gzip
 import io
 import json
@@ -88,7 +90,7 @@ def test_several_compressed_streams_in_one_file(read, write, compression):
 
 
 @pytest.mark.parametrize("padding", [4, 8, io.DEFAULT_BUFFER_SIZE, 3 * io.DEFAULT_BUFFER_SIZE - 4])
-def test_padding_of_xz_streams_is_no_text_and_hides_none(read, write, padding):
+def test_padding_of_xz_streams_is_skipped(read, write, padding):
     streams = [lzma.compress(f"{text}\n".encode()) + bytes(padding) for text in TEXTS]
     assert read(write("text.txt.xz", b"".join(streams))) == TEXTS
     for broken in (streams[0][:-1], streams[0] + b"\0" + streams[1]):
@@ -96,7 +98,7 @@ def test_padding_of_xz_streams_is_no_text_and_hides_none(read, write, padding):
             read(write("text.txt.xz", broken))
 
 
-def test_lines_are_texts_or_paragraphs_are(read, write):
+def test_texts_are_lines_or_paragraphs(read, write):
     path = write("text.txt", "\ufeffOne line,\r\nand another.\r\n\r\n \r\nA second\r\n  paragraph.\r\n".encode())
     assert read(path) == ["One line,", "and another.", "", "", "A second", "paragraph."]
     assert read(path, sample_by="paragraph") == ["One line, and another.", "A second paragraph."]
@@ -134,7 +136,7 @@ def test_an_existing_file_with_glob_characters_is_a_file(read, write):
         ("*.nothing", "matches no file"),
     ],
 )
-def test_what_looks_like_a_path_never_reaches_the_hub(arguments_for, monkeypatch, tmp_path, source, message):
+def test_a_string_like_a_path_never_reaches_the_hub(arguments_for, monkeypatch, tmp_path, source, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(DataError, match=message):
@@ -157,7 +159,9 @@ def test_a_directory_and_an_unknown_kind_are_refused(arguments_for, write, tmp_p
     with pytest.raises(DataError, match=r"is a directory: name its files, .*\*\.txt"):
         find_sources(arguments_for(tmp_path))
     for name in ("text.csv", "text.txt.bz2", "text.gz", "text"):
-        with pytest.raises(DataError, match=f"{name} is of an unknown kind: files should end in .txt, .jsonl"):
+        with pytest.raises(
+            DataError, match=f"{name} is of an unknown kind: the names of files should end in .txt, .jsonl"
+        ):
             find_sources(arguments_for(write(name, b"one")))
 
 
@@ -168,15 +172,15 @@ def test_a_directory_and_an_unknown_kind_are_refused(arguments_for, write, tmp_p
         ("a.jsonl", b'{"text": "one"}\n\xff\n', "a.jsonl, line 2 is not UTF-8: byte 0xff at offset 0"),
         ("a.jsonl", b'{"text": "one"}\n\n{"text": \n', "a.jsonl, line 3 is not valid JSON"),
         ("a.jsonl", b'{"text": "one"}\n' + b"[" * 100_000, "a.jsonl, line 2 is not valid JSON: .*recursion"),
-        ("a.jsonl", b'["text"]\n', "a.jsonl, line 1 is not a JSON object but list"),
+        ("a.jsonl", b'["text"]\n', "a.jsonl, line 1 should be a JSON object, it is list \\["),
         (
             "a.jsonl",
             b'{"text": "one"}\n{"body": "two", "id": 2}\n',
-            "line 2 has no field 'text', it has: 'body', 'id'",
+            "line 2 has no field 'text'; it has: 'body', 'id'",
         ),
         ("a.jsonl", b'{"text": null}\n', "a.jsonl, line 1: 'text' should be text, it is null"),
         ("a.jsonl", b'{"text": 17}\n', "a.jsonl, line 1: 'text' should be text, it is int 17"),
-        ("a.parquet", as_parquet(TEXTS, "body"), "a.parquet has no column 'text', it has: 'id', 'body'"),
+        ("a.parquet", as_parquet(TEXTS, "body"), "a.parquet has no column 'text'; it has: 'id', 'body'"),
         ("a.parquet", as_parquet([*TEXTS, None]), "a.parquet, row 4: 'text' should be text, it is null"),
         ("a.parquet", as_parquet([1, 2]), "a.parquet, row 1: 'text' should be text, it is int 1"),
         ("a.parquet", as_parquet(TEXTS)[:-30], "a.parquet is broken after row 0"),
@@ -240,13 +244,13 @@ def test_hub_data_sets(read, monkeypatch, streaming):
     options = {"hub_config": "raw", "hub_split": "test", "hub_revision": "v1", "streaming": streaming}
     assert read("owner/name", **options) == TEXTS
     assert asked == [(("owner/name", "raw"), {"split": "test", "revision": "v1", "streaming": streaming})]
-    with pytest.raises(DataError, match="data set owner/name has no column 'body', it has: 'id', 'text'"):
+    with pytest.raises(DataError, match="data set owner/name has no column 'body'; it has: 'id', 'text'"):
         read("owner/name", text_column="body", streaming=streaming)
     with pytest.raises(DataError, match="data set owner/name, row 1: 'id' should be text, it is int 0"):
         read("owner/name", text_column="id", streaming=streaming)
 
 
-def test_what_the_hub_says_is_passed_on(read, monkeypatch):
+def test_errors_of_the_hub_are_passed_on(read, monkeypatch):
     def load_dataset(*_, **__):
         raise ConnectionError("no route to huggingface.co")
 

@@ -1,3 +1,5 @@
+"""Texts on disk: their order, duplicates, splits and samples."""
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +31,7 @@ def filled(directory, texts):
     batch=st.integers(1, 30),
     chunk=st.integers(1, 7),
 )
-def test_gives_back_its_texts_in_order(tmp_path_factory, texts, batch, chunk):
+def test_texts_are_returned_in_order(tmp_path_factory, texts, batch, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool_module, "BATCH_BYTES", batch)
         patch.setattr(spool_module, "RECORDS_AT_A_TIME", chunk)
@@ -50,11 +52,11 @@ def test_only_first_occurrences_stay_unmarked(tmp_path_factory, texts, at_a_time
     assert marked == len(texts) - len(set(texts))
 
 
-def test_half_a_surrogate_pair_is_left_out(tmp_path):
+def test_half_a_surrogate_pair_is_dropped(tmp_path):
     assert read(filled(tmp_path / "spool", ["one \ud800two"])) == ["one two"]
 
 
-def test_splits_and_samples_have_the_size_asked_for_and_are_independent(tmp_path):
+def test_splits_and_samples_have_the_requested_size_and_are_independent(tmp_path):
     records = filled(tmp_path / "spool", [f"text {i}" for i in range(20_000)]).records
     held_out, sample = in_validation(records, 0.1), sampled(records, 0.3)
     assert held_out.mean() == pytest.approx(0.1, abs=0.01)
@@ -63,7 +65,7 @@ def test_splits_and_samples_have_the_size_asked_for_and_are_independent(tmp_path
     assert sampled(records, 1.0).all() and sampled(records, 7.5).all() and not in_validation(records, 0.0).any()
 
 
-def test_a_split_depends_on_the_text_alone(tmp_path):
+def test_a_split_depends_only_on_the_text(tmp_path):
     texts = [f"text {i}" for i in range(1000)]
     forwards, backwards = filled(tmp_path / "a", texts), filled(tmp_path / "b", texts[::-1])
     validation = [read(spool, lambda records: in_validation(records, 0.2)) for spool in (forwards, backwards)]

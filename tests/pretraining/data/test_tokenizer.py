@@ -1,3 +1,8 @@
+"""The tokenizer: its normalization, its vocabulary, and which existing ones are accepted."""
+
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,16 +39,16 @@ def tokenizer(texts):
         ("no\u00a0break\ttab", "no break\ttab"),
     ],
 )
-def test_normalisation(text, typed):
+def test_normalization(text, typed):
     assert normalizer().normalize_str(text) == typed
 
 
 @settings(deadline=None)
 @given(st.text())
-def test_normalised_text_is_typeable_and_stays_as_it_is(text):
-    normalised = normalizer().normalize_str(text)
-    assert all(character in TYPEABLE or character.isspace() for character in normalised)
-    assert normalizer().normalize_str(normalised) == normalised
+def test_normalized_text_is_typeable_and_stays_as_it_is(text):
+    normalized = normalizer().normalize_str(text)
+    assert all(character in TYPEABLE or character.isspace() for character in normalized)
+    assert normalizer().normalize_str(normalized) == normalized
 
 
 @settings(deadline=None)
@@ -58,7 +63,30 @@ def test_training_is_deterministic(texts):
     assert len(vocabularies) == 1
 
 
-def test_the_vocabulary_has_the_size_asked_for_or_less(texts):
+def test_training_can_be_interrupted():
+    program = """
+import os, signal, time
+from ultrafastbert.pretraining.data.tokenizer import train_tokenizer
+signal.signal(signal.SIGINT, signal.default_int_handler)
+count = 0
+def batches():
+    global count
+    while count < 20_000:
+        count += 1
+        if count == 50:  # the main thread waits by now
+            os.kill(os.getpid(), signal.SIGINT)
+        yield ["Some words."]
+        time.sleep(0.001)
+try:
+    train_tokenizer(batches(), 300)
+except KeyboardInterrupt:
+    print(count)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 20_000
+
+
+def test_the_vocabulary_has_at_most_the_requested_size(texts):
     assert train_tokenizer(iter([texts]), 300).get_vocab_size() == 300
     assert train_tokenizer(iter([["Very few words, very few."]]), 300).get_vocab_size() < 300
 
@@ -69,7 +97,7 @@ def test_special_tokens_come_first_and_letters_are_ordinary(tokenizer):
     assert list(tokenizer.added_tokens_decoder) == [0, 1, 2, 3, 4]
 
 
-def test_is_the_same_after_saving(tokenizer, texts, tmp_path):
+def test_a_saved_tokenizer_is_the_same(tokenizer, texts, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded(texts).input_ids == tokenizer(texts).input_ids
@@ -111,7 +139,7 @@ def test_an_existing_tokenizer_no_longer_cuts_or_pads(tokenizer, tmp_path, texts
     assert backend.encode(texts[0]).ids == tokenizer.backend_tokenizer.encode(texts[0]).ids
 
 
-def test_unfit_tokenizers_are_refused(tmp_path):
+def test_unsuitable_tokenizers_are_refused(tmp_path):
     special = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     tokens = list(SPECIAL_TOKENS.values())
     no_mask = save_word_level(tmp_path / "mask", tokens, **{k: v for k, v in special.items() if k != "mask_token"})

@@ -1,37 +1,40 @@
-"""The order in which rows are trained on: a pure function of the seed and the number of rows seen so far.
+"""The order in which training reads sequences: a function of the seed and the number of sequences read before.
 
-Nothing has to be saved to go on where a run was stopped, and a run on several processes sees the same rows in the
-same order as a run on one.
+A stopped run therefore resumes without any state saved here, and several processes read the same sequences in the same
+order as one process.
 """
 
 import numpy as np
 import torch
 
 
-class RowOrder:
-    """Rows of a token file, epoch after epoch, each epoch shuffled anew.
+class SequenceOrder:
+    """The sequences of a token file, epoch after epoch, each epoch in a different random order.
 
     Args:
-        rows: `(rows, sequence_length)` of an unsigned integer type; may be memory-mapped.
+        sequences: `(sequences, sequence_length)` of an unsigned integer type; may be memory-mapped.
         seed: of the shuffling.
-        shuffle: False keeps the file's own order, for files that were ordered on purpose.
+        shuffle: False keeps the order of the file, for files that are ordered on purpose.
     """
 
-    def __init__(self, rows: np.ndarray, seed: int, shuffle: bool = True):
-        self.rows, self.seed, self.shuffle = rows, seed, shuffle
-        self._epoch, self._permutation = None, None
+    def __init__(self, sequences: np.ndarray, seed: int, shuffle: bool = True):
+        self.sequences, self.seed, self.shuffle = sequences, seed, shuffle
+        self._epoch, self._permutation = -1, np.empty(0, np.uint32)
 
     def read(self, start: int, count: int) -> torch.Tensor:
-        """Rows `start` to `start + count` of the endless sequence: int64 `(count, sequence_length)`."""
-        indices = [self._row(position) for position in range(start, start + count)]
-        return torch.from_numpy(self.rows[indices].astype(np.int64))
+        """Returns the sequences at positions `start` to `start + count`: int64 `(count, sequence_length)`.
 
-    def _row(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.rows))
+        Positions continue through all epochs: in epoch e they start at e times the number of sequences.
+        """
+        indices = [self._index(position) for position in range(start, start + count)]
+        return torch.from_numpy(self.sequences[indices].astype(np.int64))
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.sequences))
         if not self.shuffle:
             return place
         if epoch != self._epoch:
             generator = np.random.default_rng([self.seed, epoch])
-            self._permutation = generator.permutation(len(self.rows)).astype(np.uint32)
+            self._permutation = generator.permutation(len(self.sequences)).astype(np.uint32)
             self._epoch = epoch
         return int(self._permutation[place])

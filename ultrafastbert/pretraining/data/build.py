@@ -1,10 +1,10 @@
-"""Text to rows of tokens, by the steps of cramming (Geiping & Goldstein, arXiv 2212.14034, sec. 4.4).
+"""From text to sequences of tokens, by the steps of cramming (Geiping & Goldstein, arXiv 2212.14034, sec. 4.4).
 
-Read, drop exact duplicates, train the tokenizer, drop texts that tokenise badly, pack into rows without
-padding, put the rows in order. Notable:
+Reads the text, drops exact duplicates, trains the tokenizer, drops texts that need too many tokens, packs the others
+into sequences without padding, and orders the sequences. Notable:
 - Memory does not grow with the text, which waits on disk (`Spool`) and is encoded 2 MB at a time.
-- Training and validation texts part by a hash of the text, before packing: no row holds both.
-- Whatever is dropped is counted in the manifest.
+- Texts are divided into training and validation by a hash, before packing: no sequence holds both.
+- The manifest counts everything that is dropped.
 """
 
 import hashlib
@@ -21,60 +21,65 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ultrafastbert.pretraining.data.arguments import DataArguments
+from ultrafastbert.pretraining.data.frequencies import order_by_prevalence, token_frequencies, unigram_entropy
 from ultrafastbert.pretraining.data.packed import FORMAT, MANIFEST, SPLITS, TOKENIZER, VERSION, DataError
 from ultrafastbert.pretraining.data.sources import Source
 from ultrafastbert.pretraining.data.spool import Spool, in_validation, sampled
-from ultrafastbert.pretraining.data.tokenizer import load_tokenizer, special_token_ids, train_tokenizer, wrap_tokenizer
+from ultrafastbert.pretraining.data.tokenizer import (
+    encode,
+    load_tokenizer,
+    special_token_ids,
+    train_tokenizer,
+    wrap_tokenizer,
+)
+from ultrafastbert.utils.progress import ProgressLines, progress_bar
 
-MAX_CHARACTERS = 10_000
-"""A longer text is tokenised in pieces: a piece is the work of one core, and takes some 100 bytes a character."""
-PIECES_AT_A_TIME = 512
-ROWS_AT_A_TIME = 1 << 14
+Bar = Callable[..., tqdm | ProgressLines]
 
 
 def build(directory: Path, arguments: DataArguments, sources: list[Source], request: dict, progress: bool) -> None:
-    """Makes the files of prepared data in an empty directory; the manifest comes last.
+    """Writes the files of prepared data to an empty directory, the manifest last.
 
     Raises:
-        DataError: if a source is broken, or leaves not one row for training and one for validation.
-        OSError: if the directory cannot be written.
+        DataError: a source is broken, or has too little text for one sequence of each split.
+        OSError: the directory cannot be written.
     """
     started = time.monotonic()
-    bar = partial(tqdm, disable=not progress, unit="B", unit_scale=True, dynamic_ncols=True)
+    bar = partial(progress_bar, unit="B", scale=True, enabled=progress)
     spool, counts = _read(directory / "spool", arguments, sources, bar)
     if arguments.deduplicate:
         counts["texts_repeated"] = spool.mark_repeated()
-    tokenizer = _tokenizer(spool, arguments, bar)
+    tokenizer = _make_tokenizer(spool, arguments, bar)
     tokenizer.save_pretrained(directory / TOKENIZER)
     special = special_token_ids(tokenizer)
-    vocab_size = max(tokenizer.get_vocab().values()) + 1  # the vocabulary of a given tokenizer may have gaps
+    vocab_size = max(tokenizer.get_vocab().values()) + 1  # the ids of a given tokenizer may have gaps
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    counts |= _pack(directory, spool, tokenizer.backend_tokenizer, special["sep"], dtype, arguments, bar)
+    counts |= _pack(directory, spool, tokenizer, dtype, arguments, bar)
     shutil.rmtree(directory / "spool")
 
-    rows = {split: counts[f"tokens_{split}"] // arguments.sequence_length for split in SPLITS}
-    _check_rows(rows, counts, arguments)
+    length = arguments.sequence_length
+    sequences = {split: counts[f"tokens_{split}"] // length for split in SPLITS}
+    _check_sequences(sequences, counts, arguments)
     for split in SPLITS:
-        os.truncate(directory / f"{split}.bin", rows[split] * arguments.sequence_length * dtype.itemsize)
-        counts[f"tokens_left_over_{split}"] = counts[f"tokens_{split}"] % arguments.sequence_length
-    train = np.memmap(directory / "train.bin", dtype, "r", shape=(rows["train"], arguments.sequence_length))
+        os.truncate(directory / f"{split}.bin", sequences[split] * length * dtype.itemsize)
+        counts[f"tokens_left_over_{split}"] = counts[f"tokens_{split}"] % length
+    train = np.memmap(directory / "train.bin", dtype, "r", shape=(sequences["train"], length))
     frequencies = token_frequencies(train, vocab_size)
     if arguments.order == "prevalence":
-        _order_by_prevalence(directory / "train.bin", train, frequencies)
+        order_by_prevalence(directory / "train.bin", train, frequencies)
 
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": _fingerprint(directory),
-        "sequence_length": arguments.sequence_length,
+        "sequence_length": length,
         "vocab_size": vocab_size,
         "dtype": dtype.name,
-        "rows": rows,
+        "rows": sequences,
         "special_token_ids": special,
         "unigram_entropy": unigram_entropy(frequencies, special),
         "counts": counts,
@@ -85,16 +90,14 @@ def build(directory: Path, arguments: DataArguments, sources: list[Source], requ
         print(_summary(manifest, time.monotonic() - started), file=sys.stderr)
 
 
-def _read(
-    directory: Path, arguments: DataArguments, sources: list[Source], bar: Callable[..., tqdm]
-) -> tuple[Spool, dict[str, int]]:
-    """Reads the sources into a spool; texts of nothing but white space are counted and left out."""
+def _read(directory: Path, arguments: DataArguments, sources: list[Source], bar: Bar) -> tuple[Spool, dict[str, int]]:
+    """Reads the sources into a spool; texts that are only white space are counted and dropped."""
     spool = Spool(directory)
     sizes = [source.size for source in sources]
-    total = None if None in sizes else sum(sizes)
+    total = None if None in sizes else sum(filter(None, sizes))
     texts = chain.from_iterable(source.texts(directory) for source in sources)
     read = characters = empty = 0
-    with bar(desc="Reading", total=total) as shown:
+    with bar(total, "Reading") as shown:
         for text, size in islice(texts, arguments.max_texts):
             shown.update(size)
             text = text.strip()
@@ -108,16 +111,12 @@ def _read(
     if read == empty:
         names = ", ".join(source.name for source in sources)
         raise DataError(f"no text in {names}: {read:,} texts were read, all of them empty")
-    return spool, {
-        "texts_read": read,
-        "characters_read": characters,
-        "texts_empty": empty,
-        "texts_repeated": 0,
-    }
+    counts = {"texts_read": read, "characters_read": characters, "texts_empty": empty, "texts_repeated": 0}
+    return spool, counts
 
 
-def _tokenizer(spool: Spool, arguments: DataArguments, bar: Callable[..., tqdm]) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer on an even sample of the training texts, or loads the one that is asked for."""
+def _make_tokenizer(spool: Spool, arguments: DataArguments, bar: Bar) -> PreTrainedTokenizerFast:
+    """Loads the tokenizer that the arguments name, or trains one on an even sample of the training texts."""
     if arguments.tokenizer is not None:
         return load_tokenizer(arguments.tokenizer, arguments.sequence_length)
 
@@ -125,12 +124,12 @@ def _tokenizer(spool: Spool, arguments: DataArguments, bar: Callable[..., tqdm])
         return ~records["repeated"] & ~in_validation(records, arguments.validation_fraction)
 
     available = spool.size(for_training)
-    share = arguments.tokenizer_characters / max(available, 1)
-    with bar(desc="Training the tokenizer", total=int(min(share, 1) * available)) as shown:
+    fraction = min(1, arguments.tokenizer_characters / max(available, 1))
+    with bar(int(fraction * available), "Training the tokenizer") as shown:
 
         def batches() -> Iterator[list[str]]:
-            for texts, records in spool.batches(lambda records: for_training(records) & sampled(records, share)):
-                yield [piece for text in texts for piece in split_at_spaces(text, MAX_CHARACTERS)]
+            for texts, records in spool.batches(lambda records: for_training(records) & sampled(records, fraction)):
+                yield texts
                 shown.update(int(records["size"].sum()))
 
         return wrap_tokenizer(train_tokenizer(batches(), arguments.vocab_size), arguments.sequence_length)
@@ -139,26 +138,26 @@ def _tokenizer(spool: Spool, arguments: DataArguments, bar: Callable[..., tqdm])
 def _pack(
     directory: Path,
     spool: Spool,
-    tokenizer: Tokenizer,
-    separator: int,
+    tokenizer: PreTrainedTokenizerFast,
     dtype: np.dtype,
     arguments: DataArguments,
-    bar: Callable[..., tqdm],
+    bar: Bar,
 ) -> dict[str, int]:
-    """Writes the tokens of each split as one stream, `separator` after every text; returns the counts."""
+    """Writes the tokens of each split as one stream, `[SEP]` after every text; returns the counts."""
     counts: Counter[str] = Counter()
-    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is five letters and two brackets
-    end_of_text = np.array([separator], dtype)
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # "[MASK]" written in a text is ordinary text
+    end_of_text = np.array([special_token_ids(tokenizer)["sep"]], dtype)
     limit = arguments.max_tokens_per_character or math.inf
     with (
         (directory / "train.bin").open("wb") as train,
         (directory / "validation.bin").open("wb") as validation,
-        bar(desc="Tokenising", total=spool.size(_not_repeated)) as shown,
+        bar(spool.size(_not_repeated), "Tokenizing") as shown,
     ):
         for texts, records in spool.batches(_not_repeated):
             streams: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
             held_out = in_validation(records, arguments.validation_fraction).tolist()
-            for text, tokens, hold_out in zip(texts, encode(tokenizer, texts, dtype), held_out, strict=True):
+            for text, tokens, hold_out in zip(texts, encode(backend, texts, dtype), held_out, strict=True):
                 if not len(tokens):
                     counts["texts_without_tokens"] += 1
                 elif len(tokens) > limit * len(text):
@@ -169,9 +168,9 @@ def _pack(
                     counts[f"texts_{split}"] += 1
                     streams[split] += (tokens, end_of_text)
             for split, file in (("train", train), ("validation", validation)):
-                tokens = np.concatenate(streams[split])
-                file.write(tokens)
-                counts[f"tokens_{split}"] += len(tokens)
+                stream = np.concatenate(streams[split])
+                file.write(stream.data)
+                counts[f"tokens_{split}"] += len(stream)
             shown.update(int(records["size"].sum()))
     dropped = ("texts_without_tokens", "texts_over_ratio", "characters_over_ratio")
     kept = ("texts_train", "texts_validation", "tokens_train", "tokens_validation")
@@ -182,78 +181,20 @@ def _not_repeated(records: np.ndarray) -> np.ndarray:
     return ~records["repeated"]
 
 
-def encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype) -> list[np.ndarray]:
-    """Token ids of each text, `(tokens,)` of the dtype, without special tokens; on all cores."""
-    pieces = [(i, piece) for i, text in enumerate(texts) for piece in split_at_spaces(text, MAX_CHARACTERS)]
-    tokens: list[list[np.ndarray]] = [[] for _ in texts]
-    for start in range(0, len(pieces), PIECES_AT_A_TIME):
-        group = pieces[start : start + PIECES_AT_A_TIME]
-        encodings = tokenizer.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
-        for (i, _), encoding in zip(group, encodings, strict=True):
-            tokens[i].append(np.array(encoding.ids, dtype))
-    return [np.concatenate(parts) for parts in tokens]
-
-
-def split_at_spaces(text: str, size: int) -> list[str]:
-    """Pieces of at most `size` characters that together are the text, cut before a space if there is one."""
-    pieces = []
-    start = 0
-    while len(text) - start > size:
-        space = text.rfind(" ", start + 1, start + size + 1)
-        end = space if space > 0 else start + size
-        pieces.append(text[start:end])
-        start = end
-    return [*pieces, text[start:]]
-
-
-def _check_rows(rows: dict[str, int], counts: dict[str, int], arguments: DataArguments) -> None:
-    for split, remedy in (
-        ("train", "give more text"),
-        ("validation", "give more text or raise validation_fraction"),
+def _check_sequences(sequences: dict[str, int], counts: dict[str, int], arguments: DataArguments) -> None:
+    for split, name, remedy in (
+        ("train", "training", "give more text"),
+        ("validation", "validation", "give more text or raise validation_fraction"),
     ):
-        if not rows[split]:
+        if not sequences[split]:
             raise DataError(
-                f"too little text for one row of {arguments.sequence_length} {split} tokens: {remedy}. "
+                f"too little text for one {name} sequence of {arguments.sequence_length} tokens: {remedy}. "
                 f"{_texts_summary(counts)}"
             )
 
 
-def token_frequencies(rows: np.ndarray, vocab_size: int) -> np.ndarray:
-    """How often each token occurs in `(rows, sequence_length)` ids: `(vocab_size,)` int64."""
-    frequencies = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        frequencies += np.bincount(rows[start : start + ROWS_AT_A_TIME].ravel(), minlength=vocab_size)
-    return frequencies
-
-
-def unigram_entropy(frequencies: np.ndarray, special_token_ids: dict[str, int]) -> float:
-    """Entropy in nats per token of the distribution that `(vocab_size,)` counts give, without special tokens."""
-    counts = np.delete(frequencies, list(special_token_ids.values()))
-    probabilities = counts[counts > 0] / max(counts.sum(), 1)
-    return float(-(probabilities * np.log(probabilities)).sum())
-
-
-def prevalence(rows: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """Mean log-frequency of each row's tokens: `(rows,)` float32, in nats, higher for more common tokens."""
-    log_frequencies = np.log(np.maximum(frequencies, 1) / frequencies.sum())
-    scores = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        scores[start : start + ROWS_AT_A_TIME] = log_frequencies[rows[start : start + ROWS_AT_A_TIME]].mean(axis=1)
-    return scores
-
-
-def _order_by_prevalence(path: Path, rows: np.ndarray, frequencies: np.ndarray) -> None:
-    """Rewrites the file with the rows of common tokens first. Holds 12 bytes a row in memory."""
-    order = np.argsort(-prevalence(rows, frequencies), kind="stable")
-    ordered = path.with_suffix(".ordered")
-    with ordered.open("wb") as file:
-        for start in range(0, len(order), ROWS_AT_A_TIME):
-            file.write(rows[order[start : start + ROWS_AT_A_TIME]])
-    ordered.replace(path)
-
-
 def _fingerprint(directory: Path) -> str:
-    """SHA-256 of the token files and of `tokenizer.json`, one after the other."""
+    """SHA-256 of the SHA-256 digests of the token files and of `tokenizer.json`."""
     digest = hashlib.sha256()
     for path in (*(directory / f"{split}.bin" for split in SPLITS), directory / TOKENIZER / "tokenizer.json"):
         with path.open("rb") as file:
@@ -262,20 +203,22 @@ def _fingerprint(directory: Path) -> str:
 
 
 def _summary(manifest: dict, seconds: float) -> str:
-    counts, rows = manifest["counts"], manifest["rows"]
-    megabytes = counts["characters_read"] / 1e6
+    counts, sequences = manifest["counts"], manifest["rows"]
+    millions = counts["characters_read"] / 1e6
     lines = [
         _texts_summary(counts),
-        f"{rows['train']:,} training rows and {rows['validation']:,} validation rows of "
+        f"{sequences['train']:,} training and {sequences['validation']:,} validation sequences of "
         f"{manifest['sequence_length']} tokens, vocabulary of {manifest['vocab_size']:,}, "
         f"unigram entropy {manifest['unigram_entropy']:.3f} nats per token",
-        f"{megabytes:,.1f} million characters in {seconds:.0f} s: {megabytes / seconds:.1f} million characters/s",
+        f"{millions:,.1f} million characters in {seconds:.0f} s: {millions / seconds:.1f} million characters/s",
     ]
     asked = manifest["request"]["options"]["vocab_size"]
     if manifest["request"]["tokenizer"] is None and manifest["vocab_size"] < asked:
-        lines.append(f"The text is too small for a vocabulary of {asked:,}: it has {manifest['vocab_size']:,} tokens")
+        lines.append(f"The text is too small for {asked:,} tokens: the vocabulary has {manifest['vocab_size']:,}")
     if counts["characters_over_ratio"] > 0.3 * counts["characters_read"]:
-        lines.append("More than 30 % of the text had too many tokens for its characters: see max_tokens_per_character")
+        lines.append(
+            "More than 30 % of the text had too many tokens per character: consider a higher max_tokens_per_character"
+        )
     return "\n".join(lines)
 
 
@@ -284,10 +227,10 @@ def _texts_summary(counts: dict[str, int]) -> str:
         "empty": counts["texts_empty"],
         "without typeable characters": counts["texts_without_tokens"],
         "repeated": counts["texts_repeated"],
-        "with too many tokens for their characters": counts["texts_over_ratio"],
+        "with too many tokens per character": counts["texts_over_ratio"],
     }
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number)
     return (
-        f"Of {counts['texts_read']:,} texts, {counts['texts_train']:,} are for training, "
+        f"Of {counts['texts_read']:,} texts, {counts['texts_train']:,} are for training and "
         f"{counts['texts_validation']:,} for validation; dropped: {reasons or 'none'}"
     )

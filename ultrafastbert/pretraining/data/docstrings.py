@@ -1,10 +1,9 @@
-"""English prose without a download: the docstrings of the packages this project is installed with.
+"""English prose without a download: the docstrings of the packages that this project depends on.
 
-The source of the quickstart. Notable:
-- Packages are found by their metadata and read with `ast`: nothing is imported, nothing of theirs runs.
-- Of a docstring only paragraphs of sentences are kept; doctests, code, directives, section headings,
-  parameter lists and tables go.
-- Files are parsed in parallel processes, yet texts come in the order of the file names.
+This is the text of the quickstart. Notable:
+- Packages are found by their metadata and read with `ast`. Nothing is imported and none of their code runs.
+- Only paragraphs of sentences are kept. Doctests, code, directives, headings, parameter lists and tables are dropped.
+- Files are parsed in parallel processes, but texts come in the order of the files.
 """
 
 import ast
@@ -21,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = "ultrafastbert"
-# What the project depends on, for when it is used from a checkout without being installed.
 DEPENDENCIES = (
     "accelerate",
     "datasets",
@@ -34,9 +32,10 @@ DEPENDENCIES = (
     "tqdm",
     "transformers",
 )
+"""Used if the project runs from a checkout without being installed."""
 
-# Half of the installed Python code: tests hold next to no prose, the models of transformers repeat each other's.
 SKIPPED_FOLDERS = {"test", "tests", "testing", "_tests", "_vendor", "models"}
+"""Half of the installed Python code: tests have little prose, and the models of transformers repeat each other's."""
 MIN_WORDS = 8
 
 _ROLE = re.compile(r":[\w:+-]+:`~?([^`<]*?)(?: ?<[^>]*>)?`")  # :class:`~torch.Tensor` -> torch.Tensor
@@ -51,7 +50,7 @@ _LETTERS = re.compile(r"[A-Za-z ,.'-]")
 
 
 def docstring_packages() -> dict[str, str]:
-    """Versions of the distributions that this project depends on, directly or not, by name in order."""
+    """Versions of the distributions that this project depends on, directly or indirectly, sorted by name."""
     try:
         pending = list(importlib.metadata.requires(PROJECT) or DEPENDENCIES)
     except importlib.metadata.PackageNotFoundError:
@@ -71,7 +70,7 @@ def docstring_packages() -> dict[str, str]:
 
 
 def _required_name(requirement: str) -> str | None:
-    """Normalised name of a requirement, None where its marker does not hold here (extras never do)."""
+    """Normalized name of a requirement, None if its marker does not hold here (those of extras never do)."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -95,44 +94,46 @@ def docstring_files() -> list[Path]:
 def read_docstrings() -> Iterator[tuple[str, int]]:
     """Yields the paragraphs of prose in every docstring, in the order of `docstring_files`.
 
-    The files are dealt to one process for each core. These are plain programs that get file names on stdin and
-    write one line of JSON a file: they import nothing but the standard library, and end when this process does,
-    however it ends.
+    The files are distributed over one worker process for each core. A worker is this module run as a program. It gets
+    file names on stdin and writes one line of JSON per file, imports only the standard library, and ends when this
+    process does, however that happens.
 
     Yields:
-        `(paragraph, size)`: one line of text, and the bytes of Python code read since the paragraph before.
+        `(paragraph, size)`: one line of text, and the bytes of Python code read since the previous paragraph.
     """
     files = docstring_files()
     workers = [_start_worker() for _ in range(os.cpu_count() or 1)]
     try:
+        outputs = []
         for index, worker in enumerate(workers):
+            assert worker.stdin is not None and worker.stdout is not None
             worker.stdin.write("\0".join(map(str, files[index :: len(workers)])).encode())
             worker.stdin.close()
+            outputs.append(worker.stdout)
         size = 0
         for index, file in enumerate(files):
             size += file.stat().st_size
-            answer = workers[index % len(workers)].stdout.readline()
-            if not answer:
+            line = outputs[index % len(workers)].readline()
+            if not line:
                 raise RuntimeError(f"the process that reads docstrings ended at {file}")
-            for paragraph in json.loads(answer):
+            for paragraph in json.loads(line):
                 yield paragraph, size
                 size = 0
     finally:
         for worker in workers:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
+            with worker:  # closes the pipes and waits
+                worker.kill()
 
 
 def _start_worker() -> subprocess.Popen:
-    command = [sys.executable, "-I", "-W", "ignore", __file__]  # the warnings would be about other people's code
+    command = [sys.executable, "-I", "-W", "ignore", __file__]  # warnings would be about other people's code
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _work() -> None:
     """The program of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads this one's output
-    gc.disable()  # a syntax tree is a million young objects without one cycle: parsing is 2.7 times faster
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the process that reads the output ends this one
+    gc.disable()  # syntax trees are millions of objects without cycles: parsing is 2.7 times faster
     names = sys.stdin.buffer.read().decode()
     for name in names.split("\0") if names else []:
         paragraphs = [
@@ -140,12 +141,12 @@ def _work() -> None:
         ]
         try:
             print(json.dumps(paragraphs), flush=True)
-        except BrokenPipeError:  # nobody reads any more
+        except BrokenPipeError:  # the reader has ended
             os._exit(0)
 
 
 def _docstrings(code: bytes) -> Iterator[str]:
-    """Docstrings of the module, its classes and functions; none where this Python cannot parse the code."""
+    """Docstrings of the module, its classes and functions; none if this Python cannot parse the code."""
     try:
         pending: list[ast.AST] = [ast.parse(code)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -153,7 +154,7 @@ def _docstrings(code: bytes) -> Iterator[str]:
     while pending:
         node = pending.pop()
         body = getattr(node, "body", None)
-        if not isinstance(body, list):  # an expression, which holds no docstring: most of the tree ends here
+        if not isinstance(body, list):  # an expression, as most nodes are: no docstring inside
             continue
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
@@ -179,7 +180,7 @@ def prose(docstring: str) -> list[str]:
 def _blocks(docstring: str) -> Iterator[str]:
     """Runs of lines between blank lines and changes of indentation.
 
-    A change of indentation parts a parameter's name from its description, and code from the words around it.
+    A change of indentation separates a parameter's name from its description, and code from the prose around it.
     """
     lines: list[str] = []
     indentation = 0

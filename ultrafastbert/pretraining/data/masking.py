@@ -1,7 +1,7 @@
-"""Masks for masked-language-model training, drawn on the device that trains.
+"""Masks for masked-language modeling, drawn on the device that trains.
 
-Every row has the same number of positions to predict, so shapes are static. What is drawn follows from a seed and
-the batch's place in the data alone.
+Every sequence has the same number of masked positions, so that shapes are static. The masks depend only on a seed and
+on the place of the batch in the training data, so that a resumed run draws the same ones.
 """
 
 from typing import NamedTuple
@@ -10,27 +10,35 @@ import torch
 
 
 class MaskedBatch(NamedTuple):
-    input_ids: torch.Tensor  # (rows, sequence_length) int64, with masks
-    labels: torch.Tensor  # (rows, sequence_length) int64, the tokens as they were; special ones -100
-    masked_positions: torch.Tensor  # (rows, k) int64, the columns to predict
+    """A batch with tokens to predict.
+
+    Attributes:
+        input_ids: int64 `(sequences, sequence_length)`, with masks.
+        labels: int64 `(sequences, sequence_length)`, the original tokens; -100 in place of special ones.
+        masked_positions: int64 `(sequences, masks)`, the columns to predict.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    masked_positions: torch.Tensor
 
 
-def masks_per_row(sequence_length: int, probability: float) -> int:
-    """How many tokens of a row are predicted: at least 1."""
+def masks_per_sequence(sequence_length: int, probability: float) -> int:
+    """Number of tokens of a sequence to predict, at least 1."""
     return max(1, round(probability * sequence_length))
 
 
 class Masker:
-    """Chooses tokens to predict, never special ones, and hides them: 80 % become `[MASK]`, 10 % a random token.
+    """Chooses tokens to predict, never special ones: 80 % become `[MASK]`, 10 % a random token, 10 % stay.
 
     Args:
-        probability: share of each row to predict, at most 0.5.
-        vocab_size: random tokens are drawn from all but the special ones.
+        probability: fraction of each sequence to predict, at most 0.5.
+        vocab_size: random tokens are drawn from the vocabulary without the special ones.
         special_token_ids: ids by name (`"mask"` among them) that are neither predicted nor drawn.
         seed: of everything that is drawn.
-        device: where batches are and draws are made.
+        device: of the batches; masks are drawn there.
 
-    Source: Devlin et al., arXiv 1810.04805, section 3.1; the fixed number a row: arXiv 2212.14034.
+    Source: Devlin et al., arXiv 1810.04805, section 3.1; the same number for every sequence: arXiv 2212.14034.
     """
 
     def __init__(
@@ -49,24 +57,23 @@ class Masker:
         self.ordinary_ids = ordinary.nonzero().squeeze(1)
         self.generator = torch.Generator(device=device)
 
-    def __call__(self, rows: torch.Tensor, place: int) -> MaskedBatch:
-        """Masks int64 `(rows, sequence_length)`; `place`, the number of rows before these, seeds the draws."""
-        generator = self.generator.manual_seed(_mix(self.seed, place))
-        scores = torch.rand(rows.shape, device=rows.device, generator=generator)
-        scores = scores.masked_fill(~self.is_ordinary[rows], -1)
-        k = masks_per_row(rows.shape[1], self.probability)
-        positions = scores.topk(k, dim=1).indices  # (rows, k)
+    def __call__(self, sequences: torch.Tensor, place: int) -> MaskedBatch:
+        """Masks int64 `(sequences, sequence_length)`; `place`, the number of sequences before, seeds the draws."""
+        generator, device = self.generator.manual_seed(_mix(self.seed, place)), sequences.device
+        is_ordinary = self.is_ordinary[sequences]
+        scores = torch.rand(sequences.shape, device=device, generator=generator).masked_fill(~is_ordinary, -1)
+        positions = scores.topk(masks_per_sequence(sequences.shape[1], self.probability), dim=1).indices
 
-        fate = torch.rand(positions.shape, device=rows.device, generator=generator)
-        drawn = torch.randint(len(self.ordinary_ids), positions.shape, device=rows.device, generator=generator)
-        original = rows.gather(1, positions)
-        replacement = torch.where(fate < 0.9, self.ordinary_ids[drawn], original)
-        replacement = torch.where(fate < 0.8, self.mask_id, replacement)
-        # A row of mostly special tokens has fewer than k others; what is chosen beyond them is not to be learnt.
-        labels = rows.masked_fill(~self.is_ordinary[rows], -100)
-        return MaskedBatch(rows.scatter(1, positions, replacement), labels, positions)
+        draw = torch.rand(positions.shape, device=device, generator=generator)  # (sequences, masks)
+        random = torch.randint(len(self.ordinary_ids), positions.shape, device=device, generator=generator)
+        original = sequences.gather(1, positions)
+        replacement = torch.where(draw < 0.9, self.ordinary_ids[random], original)
+        replacement = torch.where(draw < 0.8, self.mask_id, replacement)
+        # A sequence of mostly special tokens has too few others; the special ones chosen in addition have no label.
+        labels = sequences.masked_fill(~is_ordinary, -100)
+        return MaskedBatch(sequences.scatter(1, positions, replacement), labels, positions)
 
 
 def _mix(seed: int, place: int) -> int:
-    """A 63-bit seed for each pair; an odd multiplier keeps neighbouring places apart (splitmix64's constant)."""
+    """A 63-bit seed for each pair; an odd multiplier keeps neighboring places apart (splitmix64's constant)."""
     return (seed * 0x9E3779B97F4A7C15 + place) % 2**63

@@ -1,13 +1,13 @@
-"""Prepared data on disk: rows of tokens, their tokenizer, and a manifest.
+"""Prepared data on disk: sequences of tokens, their tokenizer, and a manifest.
 
     DIRECTORY/
-      manifest.json      what it was made from, how, counts, shapes; written last
-      train.bin          (rows, sequence_length) token ids, little-endian uint16 or uint32, row after row
+      manifest.json      sources, options, counts, shapes; written last
+      train.bin          (sequences, sequence_length) token ids, little-endian uint16 or uint32
       validation.bin     the same, of other texts
       tokenizer/         for `transformers.AutoTokenizer.from_pretrained`
 
-Notable: reading needs numpy and the standard library only, so that a machine without `datasets` or
-`tokenizers` trains on data prepared elsewhere; files are memory-mapped, never loaded.
+Notable: reading needs only numpy and the standard library, so a machine without `datasets` or `tokenizers` can train
+on data prepared elsewhere. Files are memory-mapped, never loaded.
 """
 
 import json
@@ -33,26 +33,24 @@ FIELDS = {
     "unigram_entropy",
     "request",
 }
-"""What a manifest must have; `counts` is for people."""
+"""Keys that a manifest must have. `rows` are the sequences of each split; the key `counts` is only for people."""
 
-
-_ANEW = "remove the directory and prepare the data again"
+_REMEDY = "remove the directory and prepare the data again"
 
 
 class DataError(UserError, ValueError):
-    """Text or prepared data that cannot be used; the message names the file, and the line if there is one."""
+    """Text or prepared data that cannot be used. The message names the file, and the line if there is one."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedData:
-    """Rows of tokens, as `open_packed` finds them.
+    """Sequences of tokens, opened by `open_packed`.
 
     Attributes:
-        directory: where the files are.
+        directory: of the files.
         manifest: contents of `manifest.json`.
-        train: `(rows, sequence_length)` uint16, or uint32 for vocabularies above 65,536; read-only memory
-            map.
-        validation: the same, of texts held out.
+        train: `(sequences, sequence_length)` uint16, or uint32 for vocabularies above 65,536; a read-only memory map.
+        validation: the same, of held-out texts.
     """
 
     directory: Path
@@ -62,24 +60,24 @@ class PackedData:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in a row."""
+        """Number of tokens in a sequence."""
         return self.manifest["sequence_length"]
 
     @property
     def vocab_size(self) -> int:
-        """Tokens in the vocabulary, special ones included."""
+        """Number of tokens in the vocabulary, special ones included."""
         return self.manifest["vocab_size"]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the token files and `tokenizer.json`: the same wherever the data is."""
+        """SHA-256 (hex) of the token files and `tokenizer.json`; it does not depend on where the data is."""
         return self.manifest["fingerprint"]
 
     @property
     def unigram_entropy(self) -> float:
         """Entropy of the training tokens without special tokens, in nats per token.
 
-        The loss of a model that knows how often each token occurs and nothing else.
+        This is the loss of a model that knows only how often each token occurs.
         """
         return self.manifest["unigram_entropy"]
 
@@ -98,25 +96,25 @@ def open_packed(directory: str | Path) -> PackedData:
     """Opens prepared data.
 
     Raises:
-        DataError: if the directory does not exist, holds no finished preparation, one of a format this
-            version does not know, or files whose sizes are not those in the manifest.
+        DataError: the directory does not exist, holds no finished preparation or one of an unknown format version, or
+            the sizes of its files differ from the manifest.
     """
     directory = Path(directory)
     manifest = _read_manifest(directory)
-    rows = {split: _map_rows(directory / f"{split}.bin", manifest, split) for split in SPLITS}
+    splits = {split: _map_split(directory / f"{split}.bin", manifest, split) for split in SPLITS}
     if not (directory / TOKENIZER / "tokenizer.json").is_file():
-        raise DataError(f"{directory / TOKENIZER} holds no tokenizer.json: {_ANEW}")
-    return PackedData(directory, manifest, **rows)
+        raise DataError(f"{directory / TOKENIZER} holds no tokenizer.json: {_REMEDY}")
+    return PackedData(directory, manifest, **splits)
 
 
-def _map_rows(path: Path, manifest: dict, split: str) -> np.ndarray:
+def _map_split(path: Path, manifest: dict, split: str) -> np.ndarray:
     dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
     shape = (manifest["rows"][split], manifest["sequence_length"])
     expected = shape[0] * shape[1] * dtype.itemsize
     size = path.stat().st_size if path.is_file() else None
     if size != expected:
         found = "is missing" if size is None else f"has {size:,} bytes"
-        raise DataError(f"{path} {found}, by its manifest it should have {expected:,}: {_ANEW}")
+        raise DataError(f"{path} {found}; by its manifest it should have {expected:,}: {_REMEDY}")
     return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
 
@@ -134,9 +132,9 @@ def _read_manifest(directory: Path) -> dict:
         raise DataError(f"{path} is not the manifest of prepared data: its format should be {FORMAT!r}")
     if manifest.get("version") != VERSION:
         raise DataError(
-            f"{path} has format version {manifest.get('version')}, this program reads version {VERSION}: "
+            f"{path} has format version {manifest.get('version')}; this program reads version {VERSION}: "
             "prepare the data again"
         )
     if missing := FIELDS - manifest.keys():
-        raise DataError(f"{path} lacks {', '.join(sorted(missing))}: {_ANEW}")
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))}: {_REMEDY}")
     return manifest

@@ -1,10 +1,10 @@
-"""Prepared data: found if it was made before, made otherwise.
+"""Finds prepared data in the cache, or prepares it.
 
 Notable:
-- A request is known by its options and by what its sources are (files by path, size and time of change), so
-  that it is found again without reading any text.
-- Data is made in a directory of its own, under a lock, and renamed when whole: an interrupted preparation
-  leaves nothing that looks finished, and processes that want the same data at once make it once.
+- A request is identified by its options and by metadata of its sources (of files: path, size and modification time),
+  so prepared data is found again without reading any text.
+- Data is built in a hidden directory, under a lock, and renamed when it is complete. An interrupted preparation
+  leaves nothing that looks finished, and of several processes that want the same data only one builds it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,35 +27,35 @@ from ultrafastbert.pretraining.data.sources import Source, find_sources, source_
 from ultrafastbert.utils.files import fsync
 
 RECIPE = 1
-"""Part of every request: raised when the same text and options come to give other bytes."""
+"""Part of every request; to be increased when the same text and options give different bytes than before."""
 
 
 def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
-    """Finds the data that the arguments describe, or makes it.
+    """Opens the data that the arguments describe, and prepares it first if necessary.
 
     Args:
-        arguments: sources and options; a source that is a directory of prepared data is opened as it is, and
-            options that are not at their defaults must be those that it was made with (a default that was
-            given cannot be told from one that was not).
-        progress: show progress bars and a summary on stderr.
+        arguments: sources and options. A source that is a directory of prepared data is opened as it is; options that
+            are not at their defaults must then equal those it was prepared with. (An option given with its default
+            value cannot be distinguished from one that was not given.)
+        progress: show progress and a summary on stderr.
 
     Raises:
-        DataError: if a source is missing, broken or too small, if prepared data is damaged or contradicts the
-            arguments, or if the cache directory cannot be written.
+        DataError: a source is missing, broken or too small, prepared data is damaged or contradicts the arguments, or
+            the cache directory cannot be written.
     """
     names = source_names(arguments)
-    if len(names) == 1 and (Path(names[0]).expanduser() / MANIFEST).is_file():
-        return _open_as_source(Path(names[0]).expanduser(), arguments)
+    first = Path(names[0]).expanduser()
+    if len(names) == 1 and (first / MANIFEST).is_file():
+        return _open_as_source(first, arguments)
 
     sources = find_sources(arguments)
     request = _request(arguments, sources)
     directory = _cache_directory(arguments) / f"{_label(names[0])}-{_digest(request)[:16]}"
     if not directory.exists():
-        with _making(directory, progress) as partial:
+        with _new_directory(directory, progress) as partial:
             if partial is not None:
-                from ultrafastbert.pretraining.data.build import (
-                    build,  # needs libraries that data made elsewhere does without
-                )
+                # Imported here because it needs libraries that opening prepared data does not.
+                from ultrafastbert.pretraining.data.build import build
 
                 build(partial, arguments, sources, request, progress)
                 if _request(arguments, sources) != request:
@@ -73,16 +73,16 @@ def _open_as_source(directory: Path, arguments: DataArguments) -> PackedData:
         value = getattr(arguments, field.name)
         if field.name in options and value not in (field.default, options[field.name]):
             raise DataError(
-                f"{field.name} is {value!r}, but the prepared data in {directory} was made with "
-                f"{options[field.name]!r}: leave {field.name} out, or prepare the text anew"
+                f"{field.name} is {value!r}, but the data in {directory} was prepared with "
+                f"{options[field.name]!r}: omit {field.name}, or prepare the text again"
             )
     return packed
 
 
 def _request(arguments: DataArguments, sources: list[Source]) -> dict:
-    """All that determines the bytes, as JSON."""
+    """Everything that determines the bytes of prepared data, as JSON."""
     options = dataclasses.asdict(arguments)
-    for name in ("source", "streaming", "cache_dir"):  # the identities tell the first, the others change no byte
+    for name in ("source", "streaming", "cache_dir"):  # identities replace the first, the others change no byte
         del options[name]
     try:
         identities = [source.identity() for source in sources]
@@ -114,7 +114,7 @@ def _digest(request: dict) -> str:
 
 
 def _label(name: str) -> str:
-    """What a person recognises the source by, as part of a file name."""
+    """A part of the source's name that is valid in file names, for people to recognize."""
     stem = Path(name).name.split(".")[0]
     return re.sub(r"[^\w-]+", "-", stem).strip("-")[:40] or "data"
 
@@ -126,16 +126,16 @@ def _cache_directory(arguments: DataArguments) -> Path:
 
 
 @contextmanager
-def _making(directory: Path, progress: bool) -> Iterator[Path | None]:
-    """Gives an empty directory that becomes `directory` at the end, or None if another process has made it.
+def _new_directory(directory: Path, progress: bool) -> Iterator[Path | None]:
+    """Yields an empty directory that becomes `directory` at the end, or None if another process has built it.
 
     Raises:
-        DataError: instead of any OSError, as sources report their own.
+        DataError: in place of every OSError; sources raise a DataError for theirs.
     """
     partial, lock = _partial_and_lock(directory.parent, directory.name)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _held(lock, progress):
+        with _acquire(lock, progress):
             if directory.exists():
                 yield None
                 return
@@ -150,8 +150,8 @@ def _making(directory: Path, progress: bool) -> Iterator[Path | None]:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"cannot keep prepared data in {directory.parent}: {error.strerror or error} "
-            "(cache_dir names another directory)"
+            f"prepared data cannot be written to {directory.parent}: {error.strerror or error} "
+            "(cache_dir chooses another directory)"
         ) from error
 
 
@@ -159,8 +159,8 @@ def _partial_and_lock(parent: Path, name: str) -> tuple[Path, FileLock]:
     return parent / f".{name}.partial", FileLock(parent / f".{name}.lock")
 
 
-def _held(lock: FileLock, progress: bool):
-    """Acquires the lock, however long it takes; a context manager that releases it."""
+def _acquire(lock: FileLock, progress: bool) -> AbstractContextManager:
+    """Acquires the lock, however long it takes; the context manager releases it."""
     try:
         return lock.acquire(timeout=0)
     except Timeout:
@@ -170,7 +170,7 @@ def _held(lock: FileLock, progress: bool):
 
 
 def _remove_abandoned(parent: Path, name: str) -> None:
-    """Removes what processes left that died: partial directories whose lock is free, or the caller's own."""
+    """Removes partial directories of processes that died: those whose lock is free or, for `name`, the caller's."""
     for partial in parent.glob(".*.partial"):
         owner = partial.name[1 : -len(".partial")]
         if owner == name:

@@ -1,13 +1,14 @@
 """Where text comes from: files, Hub data sets, docstrings.
 
-A source says what it is before it is read (`identity`, by which prepared data is found again), then yields
-its texts one by one. Notable:
-- A string that looks like a path is a path: it never reaches the Hub because a file is missing.
-- Broken input ends the preparation with an error that names file and line; nothing is skipped or repaired.
+A source states its identity without being read, so that prepared data can be found again, and then yields its texts
+one by one. Notable:
+- A string that looks like a path is a path: a missing file never becomes a request to the Hub.
+- Broken input ends the preparation with an error that names file and line. Nothing is skipped or repaired.
 """
 
 import glob
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -16,11 +17,12 @@ import re
 import reprlib
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from types import ModuleType
+from typing import IO, Any, Protocol
 
 from ultrafastbert.pretraining.data.arguments import DataArguments
 from ultrafastbert.pretraining.data.docstrings import docstring_files, docstring_packages, read_docstrings
@@ -39,30 +41,34 @@ class Source(Protocol):
     """One source of text."""
 
     name: str
-    """What a person calls it."""
+    """For messages."""
 
-    size: int | None
-    """Bytes to read, None where that is not known beforehand."""
+    @property
+    def size(self) -> int | None:
+        """Bytes to read, None if that is not known in advance."""
+        ...
 
-    def identity(self) -> dict:
-        """What determines the texts, as JSON; read without reading them."""
+    def identity(self) -> dict[str, Any]:
+        """What determines the texts, as JSON; computed without reading them."""
+        ...
 
     def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
-        """Yields each text, and the bytes read since the one before. May keep files in the directory
-        `scratch`."""
+        """Yields each text with the bytes read since the previous one; may write files to `scratch`."""
+        ...
 
 
 def find_sources(arguments: DataArguments) -> list[Source]:
     """The sources that `arguments.source` names, in its order; the files of a glob are sorted.
 
     Raises:
-        DataError: if a file does not exist or is of an unknown kind, a glob matches nothing, or a string can
-            be neither a path nor the name of a data set.
+        DataError: a file does not exist or is of an unknown kind, a glob matches nothing, or a string can be neither a
+            path nor the name of a data set.
     """
     return [source for name in source_names(arguments) for source in _find(name, arguments)]
 
 
 def source_names(arguments: DataArguments) -> list[str]:
+    """`arguments.source` as a list."""
     return [arguments.source] if isinstance(arguments.source, str) else arguments.source
 
 
@@ -74,11 +80,11 @@ def _find(name: str, arguments: DataArguments) -> list[Source]:
         return [TextFile(path, arguments)]
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            raise DataError(f"source {name} is prepared data: it can only be the one and only source")
+            raise DataError(f"source {name} is prepared data, which cannot be combined with other sources")
         raise DataError(f"source {name} is a directory: name its files, for example with the glob {path / '*.txt'}")
     if glob.has_magic(name):
         paths = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [TextFile(path, arguments) for path in paths if not path.is_dir()]
+        files: list[Source] = [TextFile(path, arguments) for path in paths if not path.is_dir()]
         if not files:
             raise DataError(f"source {name} matches no file")
         return files
@@ -90,7 +96,6 @@ def _find(name: str, arguments: DataArguments) -> list[Source]:
     return [HubDataset(name, arguments)]
 
 
-@dataclass
 class Docstrings:
     """Prose from the installed Python packages."""
 
@@ -98,12 +103,15 @@ class Docstrings:
 
     @property
     def size(self) -> int:
+        """Bytes of the packages' Python files."""
         return sum(file.stat().st_size for file in docstring_files())
 
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
+        """Versions of the packages, and of Python, whose parser reads them."""
         return {"docstrings": docstring_packages(), "python": ".".join(platform.python_version_tuple()[:2])}
 
     def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        """Yields paragraphs; see `read_docstrings`."""
         return read_docstrings()
 
 
@@ -113,33 +121,36 @@ class HubDataset:
 
     name: str
     arguments: DataArguments
-    size = None
 
-    def identity(self) -> dict:
-        arguments = self.arguments
-        return {
-            "hub": self.name,
-            "config": arguments.hub_config,
-            "split": arguments.hub_split,
-            "revision": arguments.hub_revision,
-        }
+    @property
+    def size(self) -> None:
+        """Not known in advance."""
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """The name and options of the data set, unresolved: no request to the Hub is needed."""
+        given = self.arguments
+        options = {"config": given.hub_config, "split": given.hub_split, "revision": given.hub_revision}
+        return {"hub": self.name} | options
 
     def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        """Yields the texts of a column, and their numbers of characters in place of bytes.
+
+        Raises:
+            DataError: the data set cannot be read, or has no such column of text.
+        """
         column = self.arguments.text_column
         row = 0
         for batch in self._batches():
             if column not in batch:
-                raise DataError(f"data set {self.name} has no column {column!r}, it has: {_listed(batch)}")
+                raise DataError(f"data set {self.name} has no column {column!r}; it has: {_listed(batch)}")
             for text in batch[column]:
                 row += 1
                 _check_text(text, column, f"data set {self.name}, row {row}")
                 yield text, len(text)
 
     def _batches(self) -> Iterator[dict[str, list]]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise DataError(f"reading {self.name} from the Hub needs `pip install datasets`") from error
+        datasets = _import("datasets", f"reading {self.name} from the Hub")
         arguments = self.arguments
         try:
             rows = datasets.load_dataset(
@@ -153,51 +164,53 @@ class HubDataset:
         except Exception as error:  # whatever the network, the Hub or a data set's files raise
             raise DataError(
                 f"data set {self.name} could not be read from the Hugging Face Hub: {error or type(error).__name__} "
-                "(a local file is named by a path such as ./FILE.txt; without a network, use local files, "
+                "(for a local file, give a path such as ./FILE.txt; without a network, use local files, "
                 "`docstrings`, or data prepared elsewhere)"
             ) from error
 
 
-@dataclass
 class TextFile:
-    """A local file of texts: lines (.txt), a field of JSON objects (.jsonl), or a column (.parquet)."""
+    """A local file of texts: lines (.txt), a field of JSON objects (.jsonl), or a column (.parquet).
 
-    path: Path
-    arguments: DataArguments
+    Raises:
+        DataError: the name ends in none of `KINDS`, followed by one of `COMPRESSIONS` or not.
+    """
 
-    def __post_init__(self):
-        name = Path(self.path.name.lower())
-        self.compression = name.suffix if name.suffix in COMPRESSIONS else ""
-        self.kind = Path(name.stem).suffix if self.compression else name.suffix
+    def __init__(self, path: Path, arguments: DataArguments):
+        self.path, self.name, self.arguments = path, str(path), arguments
+        lower = Path(path.name.lower())
+        self.compression = lower.suffix if lower.suffix in COMPRESSIONS else ""
+        self.kind = Path(lower.stem).suffix if self.compression else lower.suffix
         if self.kind not in KINDS:
             raise DataError(
-                f"{self.path} is of an unknown kind: files should end in {', '.join(KINDS)}, "
-                f"then {', '.join(COMPRESSIONS)} or nothing"
+                f"{path} is of an unknown kind: the names of files should end in {', '.join(KINDS)}, "
+                f"optionally followed by {', '.join(COMPRESSIONS)}"
             )
 
     @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
     def size(self) -> int:
+        """Bytes of the file, compressed if it is."""
         return self.path.stat().st_size
 
-    def identity(self) -> dict:
-        # Not a hash of the contents: that would read the whole text to find out that it need not be read.
+    def identity(self) -> dict[str, Any]:
+        """Path, size and modification time; a hash of the contents would need to read all of them."""
         status = self.path.stat()
         return {"file": str(self.path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
     def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
+        """Yields each text with the bytes of the file read since the previous one.
+
+        Raises:
+            DataError: the file is broken, or has no such field or column of text.
+            OSError: `scratch` cannot be written.
+        """
         if self.kind == ".parquet":
             return self._parquet_texts(scratch)
         if self.kind == ".jsonl":
             return self._jsonl_texts()
-        return self._paragraphs() if self.arguments.sample_by == "paragraph" else self._txt_lines()
-
-    def _txt_lines(self) -> Iterator[tuple[str, int]]:
-        for _, line, size in self._lines():
-            yield line, size
+        if self.arguments.sample_by == "paragraph":
+            return self._paragraphs()
+        return ((line, size) for _, line, size in self._lines())
 
     def _paragraphs(self) -> Iterator[tuple[str, int]]:
         lines: list[str] = []
@@ -223,18 +236,14 @@ class TextFile:
             except (ValueError, RecursionError) as error:  # the latter: nested too deeply
                 raise DataError(f"{place} is not valid JSON: {error}") from error
             if not isinstance(fields, dict):
-                raise DataError(f"{place} is not a JSON object but {type(fields).__name__}")
+                raise DataError(f"{place} should be a JSON object, it is {_shown(fields)}")
             if column not in fields:
-                raise DataError(f"{place} has no field {column!r}, it has: {_listed(fields)}")
+                raise DataError(f"{place} has no field {column!r}; it has: {_listed(fields)}")
             _check_text(fields[column], column, place)
             yield fields[column], size
 
     def _parquet_texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError as error:
-            raise DataError(f"reading {self.path} needs `pip install pyarrow`") from error
+        pa, pq = (_import(name, f"reading {self.path}") for name in ("pyarrow", "pyarrow.parquet"))
         column = self.arguments.text_column
         row = 0
         with self._on_disk(scratch) as file:
@@ -242,7 +251,7 @@ class TextFile:
                 table = pq.ParquetFile(file)
                 if column not in table.schema_arrow.names:
                     names = _listed(table.schema_arrow.names)
-                    raise DataError(f"{self.path} has no column {column!r}, it has: {names}")
+                    raise DataError(f"{self.path} has no column {column!r}; it has: {names}")
                 size_of_row = self.size / max(table.metadata.num_rows, 1)
                 for batch in table.iter_batches(ROWS_AT_A_TIME, columns=[column]):
                     for text in batch.column(0).to_pylist():
@@ -253,7 +262,7 @@ class TextFile:
                 raise DataError(f"{self.path} is broken after row {row}: {_reason(error)}") from error
 
     def _lines(self) -> Iterator[tuple[int, str, int]]:
-        """Yields number, text and size (bytes of the file, compressed ones included) of each line."""
+        """Yields number, text and size of each line; sizes are bytes of the file, compressed ones included."""
         number = position = 0
         try:
             with self.path.open("rb") as file, self._decompressed(file) as lines:
@@ -272,27 +281,25 @@ class TextFile:
                 f"at offset {error.start} of the line"
             ) from error
 
-    def _decompressed(self, file: BinaryIO) -> BinaryIO:
+    def _decompressed(self, file: io.BufferedReader) -> io.BufferedIOBase:
         if not self.compression:
             return file
         if not self.size:
-            raise DataError(f"{self.path} is broken: it is empty, a {self.compression} file never is")
+            raise DataError(f"{self.path} is broken: it is empty, which a {self.compression} file never is")
         if self.compression == ".gz":
             return gzip.open(file)
         if self.compression == ".xz":
             return io.BufferedReader(_XzReader(file))
-        try:
-            import pyarrow as pa  # and not zstandard, which takes a file cut off in the middle for a whole one
-        except ImportError as error:
-            raise DataError(f"reading {self.path} needs `pip install pyarrow`") from error
+        pa = _import("pyarrow", f"reading {self.path}")  # `zstandard` would accept a truncated file
         return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
 
     @contextmanager
-    def _on_disk(self, scratch: Path) -> Iterator[Path | BinaryIO]:
-        """The file, decompressed into `scratch` if it has to be: .parquet is read from its end.
+    def _on_disk(self, scratch: Path) -> Iterator[Path | IO[bytes]]:
+        """The file, decompressed into `scratch` if necessary: .parquet is read from its end.
 
         Raises:
-            OSError: if `scratch` cannot be written. What is wrong with the file itself is a DataError.
+            DataError: the file is broken.
+            OSError: `scratch` cannot be written.
         """
         if not self.compression:
             yield self.path
@@ -300,7 +307,7 @@ class TextFile:
         with tempfile.TemporaryFile(dir=scratch) as whole:
             for block in self._blocks():
                 whole.write(block)
-            whole.flush()  # here, where a full disk is not yet taken for a broken file
+            whole.flush()  # here, so that a full disk is not mistaken for a broken file
             yield whole
 
     def _blocks(self) -> Iterator[bytes]:
@@ -314,20 +321,20 @@ class TextFile:
 
 
 class _XzReader(io.RawIOBase):
-    """The decompressed bytes of an .xz file, all its streams and nothing but streams.
+    """The decompressed bytes of all streams of an .xz file; an error for anything else between or after them.
 
-    `lzma.open` ends without an error at the first bytes after a stream that do not start another one, and so
+    `lzma.open` stops without an error at the first bytes after a stream that do not start another one, and so silently
     drops what follows padding or damage.
     """
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self._file = file
         self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         content = b""
         while not content:
             compressed = b""
@@ -345,10 +352,10 @@ class _XzReader(io.RawIOBase):
         return len(content)
 
     def _start_of_next_stream(self) -> bytes:
-        """The bytes at hand after the stream and its padding, none at the end of the file.
+        """The first bytes read after the stream and its padding; none at the end of the file.
 
-        Padding is null bytes, four or a multiple, as streams are multiples of four bytes too (The .xz File
-        Format, section 2.2): so what follows is at a multiple of four.
+        Padding is null bytes, a multiple of four, as the sizes of streams are (The .xz File Format, section 2.2). So
+        the next stream starts at a multiple of four.
         """
         start = self._stream.unused_data.lstrip(b"\0")
         while not start and (block := self._file.read(io.DEFAULT_BUFFER_SIZE)):
@@ -357,6 +364,14 @@ class _XzReader(io.RawIOBase):
         if position % 4:
             raise lzma.LZMAError(f"padding ends at byte {position}, which is not a multiple of 4")
         return start
+
+
+def _import(module: str, purpose: str) -> ModuleType:
+    """Imports a library that is only needed for some sources."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(f"{purpose} needs `pip install {module.split('.')[0]}`") from error
 
 
 def _check_text(text: object, column: str, place: str) -> None:
@@ -368,8 +383,8 @@ def _shown(value: object) -> str:
     return "null" if value is None else f"{type(value).__name__} {reprlib.repr(value):.50}"
 
 
-def _listed(names) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 def _reason(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """Texts on disk between reading and packing.
 
-A source is read once, however it comes (a stream cannot be read twice, an .xz file only slowly), into one
-file of UTF-8 and one of fixed-size records. Notable:
+A source is read only once, because a stream cannot be read twice and a compressed file only slowly. Its texts go to
+one file of UTF-8, and a record of fixed size for each text to another. Notable:
 - Memory does not grow with the text: exact duplicates are found in one part of the digests after the other.
-- A text's digest also decides on its split and its place in samples: neither depends on the order of texts.
+- A text's digest also decides its split and its place in samples. Neither depends on the order of texts.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-RECORD = np.dtype([("digest", "<u8", 2), ("size", "<u8"), ("repeated", "?")])  # 25 bytes a text
+RECORD = np.dtype([("digest", "<u8", 2), ("size", "<u8"), ("repeated", "?")])  # 25 bytes per text
 RECORDS_AT_A_TIME = 1 << 16
 DIGESTS_AT_A_TIME = 1 << 22  # sorting these takes about 200 MB
 BATCH_BYTES = 1 << 21
@@ -23,7 +23,7 @@ Selection = Callable[[np.ndarray], np.ndarray]
 
 
 class Spool:
-    """An append-only list of texts in a directory; `finish` ends the appending and opens it for reading."""
+    """An append-only list of texts in a directory. `finish` ends the appending and opens it for reading."""
 
     def __init__(self, directory: Path):
         directory.mkdir()
@@ -34,13 +34,14 @@ class Spool:
         self.records = np.empty(0, RECORD)
 
     def append(self, text: str) -> None:
-        encoded = text.encode("utf-8", "ignore")  # ignores half surrogate pairs, which no tokenizer takes
+        """Adds a text. Half surrogate pairs, which no tokenizer accepts, are dropped."""
+        encoded = text.encode("utf-8", "ignore")
         digest = hashlib.blake2b(encoded, digest_size=16).digest()
         self._texts.write(encoded)
         self._records.write(digest + len(encoded).to_bytes(8, "little") + b"\0")
 
     def finish(self) -> None:
-        """Closes the files; maps the records, `(texts,)` of dtype RECORD, for reading and marking."""
+        """Closes the files and maps the records, `(texts,)` of dtype RECORD, for reading and marking."""
         self._texts.close()
         self._records.close()
         if self._record_path.stat().st_size:  # an empty file cannot be mapped
@@ -96,7 +97,7 @@ def _chunks(records: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def in_validation(records: np.ndarray, fraction: float) -> np.ndarray:
-    """Which texts are held out: `(n,)` bool. The second half of the digest decides, the first on `sampled`."""
+    """Which texts are held out, `(n,)` bool; by the second half of the digest, as `sampled` uses the first."""
     return _below(records["digest"][:, 1], fraction)
 
 

@@ -1,4 +1,4 @@
-"""Descriptions, tables and pictures of trees whose use is known."""
+"""Summaries, tables and pictures of trees whose leaves are known."""
 
 import math
 
@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ultrafastbert import UltraFastBertConfig, UltraFastBertModel
 from ultrafastbert.inspection.loading import Encoder
-from ultrafastbert.inspection.report import draw, draw_over_training, inspect, render, render_over_training, trace
+from ultrafastbert.inspection.summary import summarize, trace
+from ultrafastbert.inspection.summary_figures import draw_over_training, draw_summary
+from ultrafastbert.inspection.summary_text import render_over_training, render_summary
 from ultrafastbert.utils.errors import UserError
 
 
@@ -34,7 +36,7 @@ def encoder(trees=1, depth=2, layers=2, tokens=None):
 
 
 def send_all_to(encoder, leaf):
-    """Every token to one leaf of every tree, by decisions that are certain but for those of the root."""
+    """Sends every token to one leaf of every tree; all decisions but those of the root are certain."""
     with torch.no_grad():
         for layer in encoder.model.layers:
             layer.feedforward.weight_in.zero_()
@@ -46,8 +48,8 @@ def send_all_to(encoder, leaf):
     return encoder
 
 
-def test_a_description_of_known_trees():
-    result = inspect(send_all_to(encoder(trees=3, depth=2, tokens=5), 2), ["a a b", "b a c a", "d"], shown_leaves=2)
+def test_a_summary_of_known_trees():
+    result = summarize(send_all_to(encoder(trees=3, depth=2, tokens=5), 2), ["a a b", "b a c a", "d"], fullest=2)
     assert (result["model"], result["pretraining_tokens"]) == ("a/model", 5)
     assert (result["texts"], result["tokens"], result["cut"]) == (3, 8, 0)
     assert len(result["layers"]) == 2
@@ -63,45 +65,45 @@ def test_a_description_of_known_trees():
         assert layer["fullest"][0]["top"] == [["a", 4, 1], ["b", 2, 1], ["c", 1, 1], ["d", 1, 1]]
 
 
-def test_shares_of_a_kind_and_the_order_of_leaves():
-    """With random trees, against the leaves of the tokens one by one."""
-    looked_into = encoder(depth=1, layers=1)
+def test_fractions_of_tokens_and_the_order_of_leaves():
+    """Random trees, against the leaves of the tokens one by one."""
+    inspected = encoder(depth=1, layers=1)
     texts = ["a b c d", "e f g h", "i j a c", "a a a"]
-    result = inspect(looked_into, texts, shown_leaves=5)
+    result = summarize(inspected, texts, fullest=5)
     [layer] = result["layers"]
     pairs = []
     for text in texts:
-        traced = trace(looked_into, text)
+        traced = trace(inspected, text)
         pairs += [(token, leaf) for token, [[leaf]] in zip(traced["tokens"], traced["leaves"], strict=True)]
     assert layer["leaf_counts"] == [[sum(leaf == index for _, leaf in pairs) for index in range(2)]]
     counts = [leaf["tokens"] for leaf in layer["fullest"]]
     assert counts == sorted(counts, reverse=True) and all(counts)
     for leaf in layer["fullest"]:
-        for token, count, share in leaf["top"]:
+        for token, count, fraction in leaf["top"]:
             assert count == pairs.count((token, leaf["leaf"]))
-            assert share == pytest.approx(count / sum(name == token for name, _ in pairs))
+            assert fraction == pytest.approx(count / sum(name == token for name, _ in pairs))
 
 
 def test_texts_are_cut_at_the_positions():
-    result = inspect(encoder(), ["a " * 20, "b"], 1)
+    result = summarize(encoder(), ["a " * 20, "b"], 1)
     assert (result["cut"], result["tokens"]) == (1, 9)
     assert len(trace(encoder(), "a " * 20)["tokens"]) == 8
-    assert "texts cut at the encoder's last position: 1\n" in render(result, [])
+    assert "texts cut at the encoder's last position: 1\n" in render_summary(result, [])
 
 
 def test_texts_without_tokens():
     with pytest.raises(UserError, match="the tokenizer of a/model finds no tokens"):
-        inspect(encoder(), ["\u00a0"], 1)
+        summarize(encoder(), ["\u00a0"], 1)
 
 
 def test_tables_of_many_trees_show_the_first():
     many = encoder(trees=6, depth=2)
-    report = render(inspect(many, ["a b"], 1), [trace(many, "a b")])
-    assert "Leaf of each token, trees 0 to 3 of 6" in report and " of tree " in report
+    text = render_summary(summarize(many, ["a b"], 1), [trace(many, "a b")])
+    assert "Leaf of each token, trees 0 to 3 of 6" in text and " of tree " in text
     first = trace(many, "a")["leaves"][0][0]
     assert len(first) == 6
     few = send_all_to(encoder(trees=2, depth=2), 3)
-    assert "a      3 3  3 3\n" in render(inspect(few, ["a b"], 1), [trace(few, "a b")])
+    assert "a      3 3  3 3\n" in render_summary(summarize(few, ["a b"], 1), [trace(few, "a b")])
 
 
 def sizes(path):
@@ -113,8 +115,8 @@ def sizes(path):
 
 @pytest.mark.parametrize(("trees", "depth", "layers"), [(1, 1, 1), (2, 5, 5)])
 def test_pictures_of_all_sizes(tmp_path, trees, depth, layers):
-    result = inspect(encoder(trees, depth, layers), ["a b c d e f $ _", "g h i j"], 1)
-    draw(result | {"model": "cost $5 and $6"}, tmp_path / "one.png")
+    result = summarize(encoder(trees, depth, layers), ["a b c d e f $ _", "g h i j"], 1)
+    draw_summary(result | {"model": "cost $5 and $6"}, tmp_path / "one.png")
     over = [result | {"pretraining_tokens": tokens} for tokens in (10, 20)]
     draw_over_training(over, tmp_path / "training.png")
     draw_over_training([result, result], tmp_path / "unknown.png")
@@ -123,7 +125,9 @@ def test_pictures_of_all_sizes(tmp_path, trees, depth, layers):
 
 
 def test_the_table_over_training_has_a_row_for_each_model():
-    results = [inspect(send_all_to(encoder(tokens=tokens), leaf), ["a b"], 1) for tokens, leaf in ((1e6, 0), (2e6, 3))]
+    results = [
+        summarize(send_all_to(encoder(tokens=tokens), leaf), ["a b"], 1) for tokens, leaf in ((1e6, 0), (2e6, 3))
+    ]
     table = render_over_training(results)
     assert table.startswith("Dead leaves\nlayer                       0  1\nmodel (1.0 million tokens)  3  3\n")
     assert table.count("model (2.0 million tokens)") == 4
