@@ -74,7 +74,7 @@ class ProgressLines:
         bar_format: str | None = None,
     ):
         self.total, self.desc, self.n, self.initial = total, description, initial, initial
-        self.unit, self.scale, self.bar_format = unit, scale, bar_format and bar_format.replace("{bar}| ", "")
+        self.unit, self.scale, self.bar_format = unit, scale, bar_format and bar_format.replace("{bar}|", "")
         self.started = self.printed = time.monotonic()
 
     def update(self, n: float | None = 1) -> None:
