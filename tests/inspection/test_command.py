@@ -105,8 +105,8 @@ def test_checkpoints_come_in_order_whatever_a_glob_says(run):
     assert find_models([str(run)]) == expected
 
 
-def test_a_checkpoint_is_the_model_it_was(run, tmp_path, packed_directory):
-    """The last checkpoint is the final model, of an ended run and of one that has not ended."""
+def test_a_checkpoint_loads_with_its_tokenizer(run, tmp_path, packed_directory):
+    """The last checkpoint is the final model, both of a run that has ended and of one that has not."""
     text = "w1 w2 w3"
     final = load_encoder(str(run / "final"))
     inputs = final.tokenizer(text, return_tensors="pt")
@@ -122,9 +122,9 @@ def test_a_checkpoint_is_the_model_it_was(run, tmp_path, packed_directory):
         with torch.no_grad():
             assert torch.equal(encoder.model(**inputs)[0], final.model(**inputs)[0])
 
-    settings = (copy / "config.yaml").read_text().replace(str(packed_directory), str(tmp_path / "gone"))
-    (copy / "config.yaml").write_text(settings)
-    with pytest.raises(UserError, match=r"has not ended, and its data, .* is not where .*config.yaml says: .*gone"):
+    content = copy / "checkpoints" / "step-12" / "checkpoint.json"
+    content.write_text(content.read_text().replace(str(packed_directory), str(tmp_path / "gone")))
+    with pytest.raises(UserError, match=r"step-12 is of a run that has not ended, and needs .* its data: .*gone"):
         load_encoder(str(copy / "checkpoints" / "step-12"))
     (copy / "checkpoints" / "step-8" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match="step-8 is damaged"):

@@ -46,7 +46,8 @@ def test_evaluation_is_repeatable_and_keeps_the_model_in_training_mode(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     results = [
-        evaluate(model, sequences(), masker, 5, accelerator, lambda: torch.autocast("cpu", enabled=False)) for _ in range(2)
+        evaluate(model, sequences(), masker, 5, accelerator, lambda: torch.autocast("cpu", enabled=False))
+        for _ in range(2)
     ]
     assert results[0] == results[1] and model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

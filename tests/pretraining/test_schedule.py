@@ -37,7 +37,10 @@ def test_the_budget_closest_to_its_end_counts(progress, fraction):
 def test_batch_grows_to_its_target():
     train = TrainArguments(max_steps=1, batch_size=100, micro_batch_size=10, batch_ramp=0.6)
     assert [micro_batches(fraction, train) for fraction in (0, 0.3, 0.6, 1)] == [1, 5, 10, 10]
-    assert [micro_batches(fraction, train, processes=4) for fraction in (0, 0.6)] == [1, 3]  # 120 sequences: rounded up
+    assert [micro_batches(fraction, train, processes=4) for fraction in (0, 0.6)] == [
+        1,
+        3,
+    ]  # 120 sequences: rounded up
     assert micro_batches(0, TrainArguments(max_steps=1, batch_size=100, micro_batch_size=10, batch_ramp=0)) == 10
 
 

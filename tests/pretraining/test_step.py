@@ -56,7 +56,9 @@ def test_matrix_products_have_the_precision_asked_for(model, precision, dtype):
     seen = []
     model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     step.loss(batch())
-    assert seen == [dtype] and step.in_bf16 == (precision == "bf16") and next(model.parameters()).dtype == torch.float32
+    assert (
+        seen == [dtype] and step.in_bf16 == (precision == "bf16") and next(model.parameters()).dtype == torch.float32
+    )
 
 
 @pytest.mark.parametrize("compile, calls", [(True, 1), (False, 0), (None, 0)])
@@ -84,7 +86,7 @@ def test_an_update_clips_applies_and_clears(model):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails at operations for which the host waits for a GPU: reading a number, or a result of data-dependent shape."""
+    """Fails at operations for which the host waits for a GPU: reading a number, results of data-dependent shape."""
 
     def __torch_dispatch__(self, operator, types, arguments=(), options=None):
         name = operator._schema.name.removeprefix("aten::")

@@ -1,7 +1,7 @@
 """Loads what is inspected: encoders, from models and checkpoints of pretraining, and texts.
 
-Notable: a checkpoint has weights and configuration, but no tokenizer. The tokenizer is that of the run's `final/`, or of
-the prepared data if the run has not ended.
+Notable: a checkpoint has weights and configuration, but no tokenizer. The tokenizer is that of the run's `final/`, or,
+if the run has not ended, of the prepared data.
 """
 
 import json
@@ -173,8 +173,8 @@ def _open_data(checkpoint: Path, content: dict) -> PackedData:
 def _facts_missing_in_version_0_1(checkpoint: Path, content: dict) -> dict:
     """The model's configuration and the data's directory, which version 0.1 did not write to checkpoints.
 
-    The configuration is in the model of a run that has ended. Otherwise a comment in the run's configuration file names
-    the data, which determines the rest.
+    If the run has ended, its final model has the configuration. Otherwise a comment in the run's configuration file
+    names the data, which determines the rest.
     """
     run = run_of(checkpoint)
     if (run / FINAL).is_dir():
@@ -207,7 +207,7 @@ def _check_trees(encoder: Encoder) -> None:
 def _check_tokenizer(encoder: Encoder) -> None:
     known, needed = encoder.model.config.vocab_size, len(encoder.tokenizer)
     if needed > known:
-        raise UserError(f"model {encoder.name} has embeddings for {known:,} tokens; its tokenizer has {needed:,}")
+        raise UserError(f"model {encoder.name} knows {known:,} tokens; its tokenizer has {needed:,}")
     if encoder.tokenizer.pad_token is None:
         raise UserError(f"model {encoder.name} has a tokenizer without a padding token; it should have one")
 
@@ -216,8 +216,8 @@ def read_texts(files: list[str], most: int | None) -> list[str]:
     """The texts in files that are not blank.
 
     Args:
-        files: of lines (.txt), of objects with a field `text` (.jsonl), or with a column `text` (.parquet); they may be
-            compressed (.gz, .xz, .zst).
+        files: of lines (.txt), of objects with a field `text` (.jsonl), or with a column `text` (.parquet); they may
+            be compressed (.gz, .xz, .zst).
         most: number of texts to read, in the order of the files; None for all.
 
     Raises:

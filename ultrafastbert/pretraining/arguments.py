@@ -36,8 +36,8 @@ class ModelArguments:
     num_attention_heads: int = 12
     """Attention heads in each layer."""
     initializer_range: float = 0.02
-    """Standard deviation of the initial weights of embeddings and linear layers. 0.02 suits width 768; a narrow encoder
-    learns faster from about 1/sqrt(hidden_size)."""
+    """Standard deviation of the initial weights of embeddings and linear layers. 0.02 suits width 768; a narrow
+    encoder learns faster from about 1/sqrt(hidden_size)."""
     dropout: float = 0.0
     """Probability of dropout everywhere in the encoder, during pretraining. [0 to 1]"""
 
@@ -103,8 +103,8 @@ class TrainArguments:
     """Sequences in one forward and backward pass on one device; a step accumulates as many passes as it needs.
     [sequences]"""
     batch_ramp: float = 0.6
-    """The batch grows linearly from one micro-batch to batch_size until this much of the budget is spent; 0: it has its
-    full size from the start. [fraction of the budget, 0 to 1]"""
+    """The batch grows linearly from one micro-batch to batch_size until this much of the budget is spent; 0: it has
+    its full size from the start. [fraction of the budget, 0 to 1]"""
     mask_probability: float = 0.25
     """Tokens of each sequence that are predicted; the same number in every sequence. [fraction of the sequence, up to
     0.5]"""
@@ -164,9 +164,9 @@ class PretrainArguments:
     seed: int = 0
     """Seed of initialisation, data order and masks."""
     resume: str = "auto"
-    """auto: resume from the newest complete checkpoint in output_dir, if there is one; never: start again, after moving
-    aside the files of an earlier run in output_dir; or the path of a checkpoint, or of a run's directory, to resume
-    from."""
+    """auto: resume from the newest complete checkpoint in output_dir, if there is one; never: start again, after
+    moving aside the files of an earlier run in output_dir; or the path of a checkpoint, or of a run's directory, to
+    resume from."""
 
     def __post_init__(self):
         if not self.train.budgets:

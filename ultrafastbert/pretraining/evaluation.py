@@ -1,7 +1,7 @@
 """Validation: loss and accuracy at masked positions, and how evenly the leaves of the trees are used.
 
-A tree that sends all tokens to few leaves has collapsed: most of its neurons are no longer used. The fraction of leaves
-that are used, and the entropy of their use relative to an even spread, show this for each layer.
+A tree that sends all tokens to few leaves has collapsed: most of its neurons are no longer used. The fraction of
+leaves that are used, and the entropy of their use relative to an even spread, show this for each layer.
 """
 
 from collections.abc import Callable
@@ -67,6 +67,10 @@ def evaluate(
             correct = (logits.argmax(-1) == labels).sum()
             sums += torch.stack([loss.double(), correct.double(), (labels != -100).sum().double()])
     model.train()
-    loss, correct, count = accelerator.reduce(sums).tolist()
-    leaves.counts = [accelerator.reduce(counts) for counts in leaves.counts]
+    loss, correct, count = _sum_over_processes(sums, accelerator).tolist()
+    leaves.counts = [_sum_over_processes(counts, accelerator) for counts in leaves.counts]
     return Evaluation(loss / count, correct / count, *leaves.usage())
+
+
+def _sum_over_processes(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    return accelerator.reduce(tensor)  # pyright: ignore[reportReturnType]  # a tensor for a tensor

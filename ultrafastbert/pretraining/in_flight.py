@@ -1,8 +1,8 @@
 """Results of training steps, read while the next step runs, so that the host does not stall the GPU.
 
 The host queues a step on the GPU long before the GPU runs it. If it read the loss at once, it would wait for the step,
-and the GPU would then wait for the host to queue the next one. Results are therefore copied asynchronously and read one
-step later; only where something depends on them (a checkpoint, an evaluation, the end) does the host wait.
+and the GPU would then wait for the host to queue the next one. Results are therefore copied asynchronously and read
+one step later; only where something depends on them (a checkpoint, an evaluation, the end) does the host wait.
 """
 
 import math

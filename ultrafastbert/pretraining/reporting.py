@@ -51,7 +51,9 @@ class PretrainingReporter(Reporter):
     def start(self) -> None:
         """Starts the trackers and prints the size of model and data."""
         settings = flatten(self.arguments.to_dict())
-        settings = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
+        settings = {
+            name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()
+        }
         self.accelerator.init_trackers("ultrafastbert", config=settings)  # tensorboard takes no lists and no None
         self.started, self.fraction_at_start = time.monotonic(), self.progress.fraction_of_budget(self.train)
         parameters = sum(parameter.numel() for parameter in self.step.model.parameters())

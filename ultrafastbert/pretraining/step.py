@@ -7,6 +7,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -82,9 +83,10 @@ class TrainingStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        values = torch.stack([self.accelerator.reduce(loss, "mean").float(), norm.float()])
-        # The fused optimiser reads this on the device, as it does for gradient scalers; an `if` here would wait for it.
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        mean_loss: Any = self.accelerator.reduce(loss, "mean")  # tensors both
+        values = torch.stack([mean_loss.float(), norm.float()])
+        # The fused optimiser reads this on the device, as for gradient scalers; an `if` would make the host wait.
         self.optimizer.optimizer.found_inf = (~values.isfinite().all()).float()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -66,7 +66,9 @@ def pretrain(arguments: PretrainArguments) -> Path:
         if checkpoint is not None:
             progress = read_progress(checkpoint, arguments, data, accelerator)
             if progress.fraction_of_budget(arguments.train) == 1 and step_of_final(output) == progress.step:
-                accelerator.print(f"{output / FINAL} exists and the budget is spent; raise the budget to train further")
+                accelerator.print(
+                    f"{output / FINAL} exists and the budget is spent; raise the budget to train further"
+                )
                 return output / FINAL
         config = _build_config(arguments, data)
         if accelerator.is_main_process:  # the last check before files are moved and memory is allocated
@@ -118,7 +120,7 @@ class Trainer:
             with Interrupt() as interrupt:
                 while (fraction := self._fraction_of_budget()) < 1:
                     if not self._launch_step(fraction, interrupt):
-                        self._stop(interrupt.signal)
+                        self._stop(interrupt)
                     evaluation = self._evaluate_and_save()
                 self._read_results(everything=True)
                 self.reporter.write_line()
@@ -203,15 +205,16 @@ class Trainer:
         self._spend_time()
         return self.checkpointer.save(self.progress)
 
-    def _stop(self, signal: int | None) -> NoReturn:
+    def _stop(self, interrupt: Interrupt) -> NoReturn:
+        assert interrupt.signal is not None
         self._read_results(everything=True)
         checkpoint = self._save()
         command = "the same command" if self.arguments.resume == "auto" else "the same command with --resume auto"
         raise Interrupted(
-            f"stopped by signal {signal} after step {self.progress.step}"
+            f"stopped by signal {interrupt.signal} after step {self.progress.step}"
             f" ({self.progress.fraction_of_budget(self.train):.0%} of the budget); saved in {checkpoint};"
             f" {command} resumes from there",
-            signal,
+            interrupt.signal,
         )
 
     def _spend_time(self) -> None:
@@ -225,13 +228,14 @@ class Trainer:
         return fraction if self.accelerator.num_processes == 1 else broadcast_object_list([fraction])[0]
 
     def _is_interrupted(self, interrupt: Interrupt, first: bool) -> bool:
-        """Whether a signal arrived in any process; several processes agree on it once per step, at the `first` call."""
+        """Whether a signal arrived in any process; several processes agree once per step, at the `first` call."""
         if self.accelerator.num_processes == 1:
             return interrupt.signal is not None
         if not first:
             return False
         signal = torch.tensor(interrupt.signal or 0, device=self.accelerator.device)
-        interrupt.signal = self.accelerator.gather(signal).max().item() or None
+        signals: Any = self.accelerator.gather(signal)  # a tensor
+        interrupt.signal = signals.max().item() or None
         return interrupt.signal is not None
 
 
@@ -239,7 +243,7 @@ def _build_accelerator(arguments: PretrainArguments) -> Accelerator:
     """An accelerator with the trackers, and without mixed precision, which is `TrainingStep`'s."""
     trackers = arguments.train.trackers
     try:
-        accelerator = Accelerator(mixed_precision="no", log_with=trackers or None, project_dir=arguments.output_dir)
+        accelerator = Accelerator(mixed_precision="no", log_with=[*trackers] or None, project_dir=arguments.output_dir)
     except ValueError as error:
         raise UserError(f"train.trackers is {trackers}: {error}") from error
     missing = len(trackers) - len(accelerator.log_with)

@@ -2,8 +2,8 @@
 
 A checkpoint is a directory `step-N` with the state that accelerate saves (model, optimiser, random generators) and
 `checkpoint.json`, which lists the files with their hashes. It is written under a hidden name, forced to disk, and then
-renamed, so that a run that is killed leaves no incomplete checkpoint. A checkpoint that was damaged later does not match
-its hashes and is skipped.
+renamed, so that a run that is killed leaves no incomplete checkpoint. A checkpoint that was damaged later does not
+match its hashes and is skipped.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def write_directory(path: Path, write: Callable[[Path], None], accelerator: Acce
         raise
 
 
-def _in_all(accelerator: Accelerator, action: Callable[[], None], here: bool = True) -> None:
+def _in_all(accelerator: Accelerator, action: Callable[[], object], here: bool = True) -> None:
     """Calls `action` in the processes where `here` is true and waits for all of them; if one fails, all fail."""
     failure = None
     try:

@@ -23,7 +23,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def _decayed_parameters(module: nn.Module) -> list[nn.Parameter]:
+def _decayed_parameters(module: nn.Module) -> list[torch.Tensor]:
     if isinstance(module, FFF):
         return [module.weight_in, module.weight_out]
     return [module.weight] if isinstance(module, nn.Linear | nn.Embedding) else []

@@ -23,11 +23,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [
-        {EARLIER_NAMES.get(name, name): value for name, value in json.loads(line).items()}
-        for line in lines
-        if line.endswith("\n")
-    ]
+    return [_with_current_names(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
+    return {EARLIER_NAMES.get(name, name): value for name, value in line.items()}
 
 
 class Reporter:
@@ -85,7 +85,9 @@ class Reporter:
             self.is_written = True
         except OSError as error:
             if was_written:  # warn once, not at every line
-                self.say(f"warning: {self.path} could not be written: {error}; its lines are kept for the next attempt")
+                self.say(
+                    f"warning: {self.path} could not be written: {error}; its lines are kept for the next attempt"
+                )
 
     def say(self, text: str) -> None:
         """Prints a message above the bar."""
