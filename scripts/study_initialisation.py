@@ -63,7 +63,7 @@ def main(arguments: StudyArguments) -> None:
                 nn.init.zeros_(layer.bias_in)
             nn.init.normal_(layer.weight_out, std=std_out)
 
-        FFF.reset_parameters = reset_parameters
+        FFF.reset_parameters = reset_parameters  # pyright: ignore[reportAttributeAccessIssue]
         for seed in range(arguments.seeds):
             output = Path(arguments.output_dir) / f"{number}-{seed}"
             pretrain(PretrainArguments(arguments.model, arguments.data, arguments.train, str(output), seed))
@@ -85,6 +85,10 @@ def main(arguments: StudyArguments) -> None:
 
 if __name__ == "__main__":
     try:
-        main(parse_arguments(StudyArguments, sys.argv[1:], "study_initialisation.py", __doc__))
+        main(
+            parse_arguments(
+                StudyArguments, sys.argv[1:], "study_initialisation.py", "Compares initialisations of trees."
+            )
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
