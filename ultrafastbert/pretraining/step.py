@@ -102,8 +102,8 @@ class TrainingStep:
         The wrapper must be freed before the process group: as the last owner of the group it would join a thread that
         may be waiting for the interpreter.
         """
-        self.accelerator.free_memory()
         del self.wrapped_model, self.optimizer
+        self.accelerator.free_memory()
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
