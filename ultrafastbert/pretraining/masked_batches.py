@@ -5,7 +5,7 @@ import functools
 import torch
 
 from ultrafastbert.pretraining.arguments import PretrainArguments
-from ultrafastbert.pretraining.data.batches import RowOrder
+from ultrafastbert.pretraining.data.batches import SequenceOrder
 from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.step import to_device
@@ -31,7 +31,7 @@ class MaskedBatches:
         self.size, self.device = train.micro_batch_size, device
         # Sequences that were ordered on purpose are trained on in that order.
         shuffle = data.manifest["request"]["options"]["order"] == "source"
-        self.order = RowOrder(data.train, seed, shuffle)
+        self.order = SequenceOrder(data.train, seed, shuffle)
         masker = functools.partial(
             Masker,
             probability=train.mask_probability,
@@ -41,7 +41,7 @@ class MaskedBatches:
         )
         self.masker, self.validation_masker = masker(seed=seed), masker(seed=seed + 1)
         count = min(train.eval_sequences, len(data.validation))
-        self.validation = RowOrder(data.validation, seed=0).read(0, count)
+        self.validation = SequenceOrder(data.validation, seed=0).read(0, count)
 
     def read(self, place: int) -> MaskedBatch:
         """The micro-batch that starts at sequence `place` of the training data's order."""

@@ -9,7 +9,7 @@ import torch
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.pretraining.curves import plot_runs
-from ultrafastbert.pretraining.data.masking import masks_per_row
+from ultrafastbert.pretraining.data.masking import masks_per_sequence
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.evaluation import Evaluation
 from ultrafastbert.pretraining.flops import training_flops
@@ -92,7 +92,7 @@ class PretrainingReporter(Reporter):
         length, processes = self.data.sequence_length, self.accelerator.num_processes
         metrics = summarize(self.results, length)
         sequences = metrics["tokens_per_second"] / length / processes
-        masked = masks_per_row(length, self.train.mask_probability)
+        masked = masks_per_sequence(length, self.train.mask_probability)
         flops = training_flops(self.config, sequences, length, masked)
         dtype = torch.bfloat16 if self.step.in_bf16 else torch.float32
         mfu = utilization(flops, seconds=1, device=self.accelerator.device, dtype=dtype)
