@@ -81,3 +81,10 @@ def test_a_run_resumes(directory, renamed, capsys):
 def test_a_checkpoint_of_a_run_that_has_not_ended_is_inspected(directory):
     encoder = load_encoder("run/checkpoints/step-4")
     assert encoder.tokens == 256 and encoder.model.config.fff_trees == 2
+
+
+def test_a_checkpoint_of_a_run_that_has_ended_is_inspected(directory):
+    (directory / "final").rename(directory / "run" / "final")
+    shutil.rmtree(directory / "prepared")
+    encoder = load_encoder("run/checkpoints/step-4")
+    assert encoder.tokens == 256 and encoder.model.config.fff_trees == 2

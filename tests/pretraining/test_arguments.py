@@ -1,4 +1,4 @@
-"""Options: what is refused, and the recipes in `configs/`."""
+"""Options of pretraining, and the recipes in `configs/`."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from ultrafastbert.cli import parse_arguments
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PAPER_ROW = ["3072x0", "1536x1", "512x2", "256x3", "128x4", "64x5", "32x6", "16x7", "8x8", "4x9", "2x10", "1x11"]
+PAPER_SIZES = ["3072x0", "1536x1", "512x2", "256x3", "128x4", "64x5", "32x6", "16x7", "8x8", "4x9", "2x10", "1x11"]
 
 
 def parse(*argv):
     return parse_arguments(PretrainArguments, list(argv))
 
 
-@pytest.mark.parametrize("size", PAPER_ROW)
-def test_the_papers_row_is_one_setting(size):
+@pytest.mark.parametrize("size", PAPER_SIZES)
+def test_each_size_of_the_paper_is_one_setting(size):
     arguments = parse("--config", str(CONFIGS / "cramming-1x11.yaml"), "--model.fff", size)
     config = arguments.model.build_config(32768, 128)
     assert (config.feedforward, config.fff_trees, config.fff_depth) == ("fff", *map(int, size.split("x")))
@@ -25,7 +25,7 @@ def test_the_papers_row_is_one_setting(size):
 
 
 @pytest.mark.parametrize("neurons", [3072, 4095])
-def test_the_dense_twins(neurons):
+def test_dense_sizes(neurons):
     arguments = parse("--config", str(CONFIGS / "cramming-dense.yaml"), "--model.fff", f"dense-{neurons}")
     config = arguments.model.build_config(32768, 128)
     assert (config.feedforward, config.intermediate_size) == ("dense", neurons)
@@ -50,7 +50,9 @@ def test_every_recipe_is_complete(config):
         (["--train.max_step", "5"], "--train.max_step"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--train.max_steps", "5", "--seed", "-1"], "seed is -1"),
-        (["--train.max_steps", "5", "--output_dir", ""], "output_dir is empty"),
+        (["--train.max_steps", "5", "--train.lr_peak", "2"], "train.lr_peak is 2.0; it should be from 0 to 1"),
+        (["--train.max_steps", "5", "--model.fff", "1x31"], "depth at most 30"),
+        (["--train.max_steps", "5", "--output_dir", ""], "output_dir is ''; it should be not empty"),
     ],
 )
 def test_wrong_options_are_named(argv, message, capsys):

@@ -1,4 +1,4 @@
-"""Validation figures against their definitions."""
+"""Validation metrics against their definitions."""
 
 import math
 
@@ -21,32 +21,33 @@ def model():
     return UltraFastBertForMaskedLM(arguments.build_config(40, 16))
 
 
-def rows(count=10):
+def sequences(count=10):
     return torch.randint(5, 40, (count, 16), generator=torch.Generator().manual_seed(0))
 
 
 def test_loss_and_accuracy_are_means_over_all_masked_tokens(model):
-    masker, data = Masker(0.25, 40, SPECIAL, seed=3), rows()
+    masker, data = Masker(0.25, 40, SPECIAL, seed=3), sequences()
     result = evaluate(model, data, masker, 4, Accelerator(cpu=True), lambda: torch.autocast("cpu", enabled=False))
-    losses, right = [], []
+    losses, correct = [], []
     model.eval()
-    for start in (0, 4, 8):  # the last batch is smaller, and its tokens count as much as the others'
+    for start in (0, 4, 8):  # the last batch is smaller; its tokens have the same weight
         batch = masker(data[start : start + 4], place=start)
         logits = model(batch.input_ids).logits.gather(1, batch.masked_positions[..., None].expand(-1, -1, 40))
         labels = data[start : start + 4].gather(1, batch.masked_positions)
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none"))
-        right.append((logits.argmax(-1) == labels).flatten())
+        correct.append((logits.argmax(-1) == labels).flatten())
     assert result.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
-    assert result.accuracy == pytest.approx(torch.cat(right).double().mean().item())
+    assert result.accuracy == pytest.approx(torch.cat(correct).double().mean().item())
     assert len(result.leaves_used) == len(result.leaf_entropy) == 2
 
 
-def test_evaluation_repeats_itself_and_leaves_the_model_training(model):
+def test_evaluation_is_repeatable_and_keeps_the_model_in_training_mode(model):
     masker, accelerator = Masker(0.25, 40, SPECIAL, seed=3), Accelerator(cpu=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     results = [
-        evaluate(model, rows(), masker, 5, accelerator, lambda: torch.autocast("cpu", enabled=False)) for _ in range(2)
+        evaluate(model, sequences(), masker, 5, accelerator, lambda: torch.autocast("cpu", enabled=False))
+        for _ in range(2)
     ]
     assert results[0] == results[1] and model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -55,24 +56,24 @@ def test_evaluation_repeats_itself_and_leaves_the_model_training(model):
 def test_leaf_use_of_known_trees(model):
     first, second = (layer.feedforward for layer in model.model.layers)
     with torch.no_grad():
-        first.weight_in.zero_()  # every decision is to the left: one leaf of eight
+        first.weight_in.zero_()  # every decision goes left: one leaf of eight
         first.bias_in.fill_(-1)
         second.weight_in.normal_()
         second.bias_in.zero_()
     with LeafCounter(model) as leaves, torch.no_grad():
-        model(rows(64))
+        model(sequences(64))
     used, entropy = leaves.usage()
     assert used[0] == 1 / 8 and entropy[0] == 0
-    share = leaves.counts[1].double() / leaves.counts[1].sum(1, keepdim=True)
-    by_hand = [-sum(p * math.log(p) for p in tree if p > 0) / math.log(8) for tree in share.tolist()]
+    fractions = leaves.counts[1].double() / leaves.counts[1].sum(1, keepdim=True)
+    by_hand = [-sum(p * math.log(p) for p in tree if p > 0) / math.log(8) for tree in fractions.tolist()]
     assert entropy[1] == pytest.approx(sum(by_hand) / 2) and 0 < entropy[1] <= 1
-    assert leaves.counts[0].sum(1).tolist() == [64 * 16] * 2  # every token of every row is at one leaf of each tree
+    assert leaves.counts[0].sum(1).tolist() == [64 * 16] * 2  # every token reaches one leaf of each tree
     with torch.no_grad():
-        model(rows(64))
-    assert leaves.counts[0].sum(1).tolist() == [64 * 16] * 2  # nothing is counted outside
+        model(sequences(64))
+    assert leaves.counts[0].sum(1).tolist() == [64 * 16] * 2  # no counting outside of the context
 
 
 @pytest.mark.parametrize("fff", ["dense-8", "8x0"])
-def test_layers_without_a_choice_are_not_counted(fff):
+def test_layers_without_decisions_are_not_counted(fff):
     arguments = ModelArguments(fff=fff, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     assert LeafCounter(UltraFastBertForMaskedLM(arguments.build_config(40, 16))).usage() == ([], [])

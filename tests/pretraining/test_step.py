@@ -1,4 +1,4 @@
-"""A training step in parts: what is trained with what, at which positions, and which gradients are applied."""
+"""Training steps: the loss, its precision, and the update of the weights."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker
-from ultrafastbert.pretraining.step import masked_loss, prepare_training, to_device, update
+from ultrafastbert.pretraining.step import TrainingStep, to_device
 
 
 @pytest.fixture
@@ -37,26 +37,28 @@ def batch():
 
 def prepare(model, **options):
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return accelerator, *prepare_training(model.eval(), TrainArguments(max_steps=1, **options), accelerator)
+    return TrainingStep(model.eval(), TrainArguments(max_steps=1, **options), accelerator)
 
 
 def test_the_loss_is_the_mean_over_the_masked_positions(model):
-    _, wrapped, _, autocast = prepare(model)
+    step = prepare(model)
     assert model.training
     given = batch()
     logits = model(given.input_ids).logits.gather(1, given.masked_positions[..., None].expand(-1, -1, 30))
     labels = given.labels.gather(1, given.masked_positions)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(masked_loss(wrapped, given, autocast), expected)
+    torch.testing.assert_close(step.loss(given), expected)
 
 
 @pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision_is_that_of_the_products(model, precision, dtype):
-    _, wrapped, _, autocast = prepare(model, precision=precision)
+def test_matrix_products_have_the_precision_asked_for(model, precision, dtype):
+    step = prepare(model, precision=precision)
     seen = []
     model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    masked_loss(wrapped, batch(), autocast)
-    assert seen == [dtype] and next(model.parameters()).dtype == torch.float32
+    step.loss(batch())
+    assert (
+        seen == [dtype] and step.in_bf16 == (precision == "bf16") and next(model.parameters()).dtype == torch.float32
+    )
 
 
 @pytest.mark.parametrize("compile, calls", [(True, 1), (False, 0), (None, 0)])
@@ -68,24 +70,23 @@ def test_models_are_compiled_where_asked(model, monkeypatch, compile, calls):
 
 
 def test_an_update_clips_applies_and_clears(model):
-    accelerator, wrapped, optimizer, autocast = prepare(model, lr=1e-3)
+    step = prepare(model, lr=1.0, max_grad_norm=0.01)
     twin = copy.deepcopy(model)
     plain = torch.optim.AdamW(twin.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-12, weight_decay=0.01)
-    loss = masked_loss(wrapped, batch(), autocast)
-    accelerator.backward(loss)
+    loss = step.accumulate(batch())
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
         other.grad = parameter.grad.clone()
     expected = torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.01).item()
     plain.step()
 
-    value, norm = update(model, optimizer, loss.detach(), 0.01, accelerator).tolist()
+    value, norm = step.update(loss, lr=1e-3).tolist()
     assert (value, norm) == (loss.item(), pytest.approx(expected)) and norm > 0.01
     torch.testing.assert_close(model.decoder.weight, twin.decoder.weight, rtol=1e-6, atol=1e-7)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-class NothingToWaitFor(TorchDispatchMode):
-    """Fails at what makes the host wait for a GPU: reading a number, and results whose size depends on numbers."""
+class NoWaiting(TorchDispatchMode):
+    """Fails at operations for which the host waits for a GPU: reading a number, results of data-dependent shape."""
 
     def __torch_dispatch__(self, operator, types, arguments=(), options=None):
         name = operator._schema.name.removeprefix("aten::")
@@ -110,36 +111,43 @@ def test_the_host_does_not_wait_in_a_step(backend):
     for layer in model.modules():
         if isinstance(layer, FFF):
             layer.backend = backend
-    accelerator, wrapped, optimizer, autocast = prepare(model, precision="bf16")
+    step = prepare(model, precision="bf16")
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     masker = Masker(0.25, 40, special, seed=0)
-    rows = torch.randint(5, 40, (3, 16))
-    for place in (0, 3):  # at the first step the optimiser makes its state
-        with NothingToWaitFor():
-            loss = masked_loss(wrapped, masker(to_device(rows, accelerator.device), place), autocast)
-            accelerator.backward(loss)
-            values = update(model, optimizer, loss.detach(), 0.5, accelerator)
+    sequences = torch.randint(5, 40, (3, 16))
+    for place in (0, 3):  # the first step creates the state of the optimiser
+        with NoWaiting():
+            loss = step.accumulate(masker(to_device(sequences, step.accelerator.device), place))
+            values = step.update(loss, lr=1e-3)
         assert values.isfinite().all()
-    with NothingToWaitFor(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
         values[0].item()
 
 
 @pytest.mark.parametrize("spoil_gradient", [True, False])
-def test_what_is_not_finite_is_not_applied(model, spoil_gradient):
-    accelerator, wrapped, optimizer, autocast = prepare(model)
-    loss = masked_loss(wrapped, batch(), autocast)
-    accelerator.backward(loss)
-    update(model, optimizer, loss.detach(), 0.5, accelerator)  # the optimiser has a state now
+def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(model, spoil_gradient):
+    step = prepare(model)
+    step.update(step.accumulate(batch()), lr=1e-3)  # the optimiser has a state now
     before = copy.deepcopy(model.state_dict())
-    loss = masked_loss(wrapped, batch(), autocast)
-    accelerator.backward(loss)
+    loss = step.accumulate(batch())
     if spoil_gradient:
         model.decoder.weight.grad[3, 4] = torch.inf
-    state = copy.deepcopy(optimizer.state_dict())
-    value, norm = update(
-        model, optimizer, loss.detach() if spoil_gradient else loss.detach() * torch.nan, 0.5, accelerator
-    ).tolist()
+    state = copy.deepcopy(step.optimizer.state_dict())
+    value, norm = step.update(loss if spoil_gradient else loss * torch.nan, lr=1e-3).tolist()
     assert norm == torch.inf if spoil_gradient else value != value
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
+    torch.testing.assert_close(step.optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(model):
+    step = prepare(model)
+    whole = batch()
+    expected = step.accumulate(whole)
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    step.discard()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    parts = [MaskedBatch(*(tensor[index : index + 1] for tensor in whole)) for index in range(3)]
+    loss = sum(step.accumulate(part, count=3, last=index == 2) for index, part in enumerate(parts))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], gradients)

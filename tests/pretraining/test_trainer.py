@@ -1,4 +1,4 @@
-"""Runs: they learn, they can be stopped at any moment and go on bit for bit, they say what is wrong."""
+"""Pretraining runs: they learn, resume bit for bit wherever they were stopped, and report errors."""
 
 import json
 import os
@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ultrafastbert.pretraining import trainer as pretrain_module
+from ultrafastbert.pretraining import trainer
 from ultrafastbert.pretraining.flops import training_flops
-from ultrafastbert.pretraining.in_flight import Steps
-from ultrafastbert.pretraining.trainer import Pretraining, pretrain
+from ultrafastbert.pretraining.in_flight import StepsInFlight
+from ultrafastbert.pretraining.step import TrainingStep
+from ultrafastbert.pretraining.trainer import Trainer, pretrain
 from ultrafastbert.runs.reporter import read_metrics
-from ultrafastbert.utils import hardware
+from ultrafastbert.utils import hardware, progress
 from ultrafastbert.utils.errors import Interrupted, UserError
 from ultrafastbert.utils.hardware import processor
 
@@ -36,7 +37,7 @@ def assert_same_weights(first, second):
         assert torch.equal(tensor, second[name]), name
 
 
-def test_a_run_learns_and_leaves_what_it_promises(make_arguments, tmp_path):
+def test_a_run_learns_and_writes_all_its_files(make_arguments, tmp_path):
     arguments = make_arguments(
         max_steps=150, lr=1e-2, batch_ramp=0.3, log_every=10, eval_every=50, checkpoint_every=40
     )
@@ -45,13 +46,13 @@ def test_a_run_learns_and_leaves_what_it_promises(make_arguments, tmp_path):
     evaluations = [line for line in metrics if "validation_loss" in line]
     steps = [line for line in metrics if "loss" in line]
     assert [line["step"] for line in evaluations] == [50, 100, 150]
-    entropy = pretrain_module.prepare(arguments.data).unigram_entropy
+    entropy = trainer.prepare(arguments.data).unigram_entropy
     assert evaluations[-1]["validation_loss"] < entropy - 0.7
     assert evaluations[-1]["validation_accuracy"] > 0.15  # chance: 1/55
     assert len(evaluations[-1]["leaf_entropy"]) == 2
-    assert steps[0]["batch_rows"] == 4 and steps[-1]["batch_rows"] == 16
+    assert steps[0]["batch_size"] == 4 and steps[-1]["batch_size"] == 16
     assert max(line["lr"] for line in steps) == pytest.approx(1e-2, rel=0.2) and steps[-1]["lr"] < 1e-3
-    assert steps[-1]["share"] == 1 and steps[-1]["skipped"] == 0
+    assert steps[-1]["budget_fraction"] == 1 and steps[-1]["skipped"] == 0
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-120", "step-150"]
     assert (tmp_path / "run" / "plots" / "loss.png").exists()
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in final.iterdir()}
@@ -89,29 +90,21 @@ def test_a_new_process_fills_masks_with_the_result(make_arguments):
 
 
 @pytest.fixture
-def heard():
-    """What a shell starts in the background has SIGINT ignored, and a run respects that."""
+def sigint():
+    """SIGINT has its default effect, even if the tests run in the background, where a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("fff", ["1x5", "dense-32"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(make_arguments, tmp_path, monkeypatch, fff, number):
+def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(make_arguments, tmp_path, monkeypatch, fff, number):
     expected = pretrain(make_arguments(fff=fff, output_dir=tmp_path / "whole"))
 
-    loss, calls = Pretraining._loss, []
-
-    def interrupt(self, place):  # in the middle of the accumulation of a step
-        calls.append(place)
-        if len(calls) == 14:
-            os.kill(os.getpid(), number)
-        return loss(self, place)
-
     handler = signal.getsignal(number)
-    monkeypatch.setattr(Pretraining, "_loss", interrupt)
+    send_signal(monkeypatch, number)
     with pytest.raises(Interrupted, match="saved in .*step-") as stop:
         pretrain(make_arguments(fff=fff))
     assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handler
@@ -122,9 +115,22 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(make_arguments, tmp_path
     assert_same_metrics(tmp_path / "whole", tmp_path / "run")
 
 
+def send_signal(monkeypatch, number):
+    """Sends a signal to this process at the 14th micro-batch, which is not the first of its step."""
+    loss, calls = TrainingStep.loss, []
+
+    def interrupt(self, batch):
+        calls.append(batch)
+        if len(calls) == 14:
+            os.kill(os.getpid(), number)
+        return loss(self, batch)
+
+    monkeypatch.setattr(TrainingStep, "loss", interrupt)
+
+
 def assert_same_metrics(first, second):
     def lines(run):
-        measured = ("seconds", "tokens_per_second", "loss")  # a mean over the steps since a run went on
+        measured = ("seconds", "tokens_per_second", "loss")  # loss: a mean over the steps since the run resumed
         return [
             {name: value for name, value in line.items() if name not in measured}
             for line in read_metrics(run / "metrics.jsonl")
@@ -133,11 +139,11 @@ def assert_same_metrics(first, second):
     assert lines(first) == lines(second)
 
 
-def test_dropout_goes_on_bit_for_bit_too(make_arguments, tmp_path):
+def test_a_run_with_dropout_resumes_bit_for_bit(make_arguments, tmp_path):
     def arguments(**changes):
-        made = make_arguments(**changes)
-        made.model.dropout = 0.3
-        return made
+        arguments = make_arguments(**changes)
+        arguments.model.dropout = 0.3
+        return arguments
 
     expected = pretrain(arguments(output_dir=tmp_path / "whole"))
     pretrain(arguments(output_dir=tmp_path / "part", checkpoint_every=5, keep_checkpoints=9))
@@ -146,17 +152,17 @@ def test_dropout_goes_on_bit_for_bit_too(make_arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_for_bit(make_arguments, tmp_path):
-    """SIGKILL at several moments, the writing of a checkpoint among them."""
+def test_a_killed_run_resumes_bit_for_bit(make_arguments, tmp_path):
+    """SIGKILL at several moments, also while a checkpoint is written."""
     expected = pretrain(make_arguments(output_dir=tmp_path / "whole", checkpoint_every=2))
     driver = tmp_path / "driver.py"
     driver.write_text(
         "import os, signal, sys\n"
         "from accelerate import Accelerator\n"
         "from ultrafastbert.cli import main\n"
-        "from ultrafastbert.pretraining.trainer import Pretraining\n"
+        "from ultrafastbert.pretraining.trainer import Trainer\n"
         "kind, count = os.environ['KILL'].split(':')\n"
-        "owner, name = {'step': (Pretraining, '_launch_step'), 'save': (Accelerator, 'save_state')}[kind]\n"
+        "owner, name = {'step': (Trainer, '_launch_step'), 'save': (Accelerator, 'save_state')}[kind]\n"
         "original, calls = getattr(owner, name), []\n"
         "def wrapped(*arguments, **keywords):\n"
         "    calls.append(1)\n"
@@ -181,7 +187,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_arguments, tmp_path):
     assert_same_metrics(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(make_arguments, tmp_path, capsys):
+def test_a_finished_run_is_not_repeated_and_a_larger_budget_resumes_it(make_arguments, tmp_path, capsys):
     pretrain(make_arguments())
     before = (tmp_path / "run" / "final" / "model.safetensors").stat().st_mtime_ns
     pretrain(make_arguments())
@@ -189,7 +195,7 @@ def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(make_arguments
     capsys.readouterr()
     pretrain(make_arguments(max_steps=14))
     said = capsys.readouterr().out
-    assert "changed since the checkpoint: train.max_steps was 12 and is 14" in said and "going on at step 12" in said
+    assert "changed since the checkpoint: train.max_steps was 12 and is 14" in said and "resuming at step 12" in said
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 14
 
 
@@ -197,32 +203,36 @@ def test_budgets_of_tokens_and_hours_end_a_run(make_arguments, tmp_path, monkeyp
     pretrain(make_arguments(max_steps=None, max_tokens=5 * 16 * 32, batch_ramp=0, output_dir=tmp_path / "tokens"))
     assert read_metrics(tmp_path / "tokens" / "metrics.jsonl")[-1]["step"] == 5
 
-    clock = iter(range(0, 10**6, 20))  # every look at the clock is 20 seconds later
-    monkeypatch.setattr(pretrain_module.time, "monotonic", lambda: next(clock))
-    pretrain(make_arguments(max_steps=None, budget_hours=0.2, output_dir=tmp_path / "hours"))
+    clock = iter(range(0, 10**6, 20))  # every reading of the clock is 20 seconds later
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    pretrain(make_arguments(max_steps=None, budget_hours=0.2, eval_every=99, output_dir=tmp_path / "hours"))
     last = read_metrics(tmp_path / "hours" / "metrics.jsonl")[-1]
-    assert last["share"] == 1 and 720 <= last["seconds"] < 900
+    assert last["budget_fraction"] == 1 and 720 <= last["seconds"] < 900
 
 
 def break_loss(monkeypatch, broken):
     """The loss is infinite in the steps of `broken`."""
-    original = Pretraining._loss
+    launch, original, step = Trainer._launch_step, TrainingStep.loss, [0]
 
-    def loss(self, place):
-        value = original(self, place)
-        return value * float("inf") if self.progress.step in broken else value
+    def launch_step(self, *arguments):
+        step[0] = self.progress.step
+        return launch(self, *arguments)
 
-    monkeypatch.setattr(Pretraining, "_loss", loss)
+    def loss(self, batch):
+        return original(self, batch) * (float("inf") if step[0] in broken else 1)
+
+    monkeypatch.setattr(Trainer, "_launch_step", launch_step)
+    monkeypatch.setattr(TrainingStep, "loss", loss)
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted(make_arguments, tmp_path, monkeypatch, capsys):
+def test_steps_that_are_not_finite_are_skipped_and_counted(make_arguments, tmp_path, monkeypatch, capsys):
     break_loss(monkeypatch, {3, 4, 9})
     final = pretrain(make_arguments(log_every=1))
     assert all(tensor.isfinite().all() for tensor in weights(final).values())
     skipped = [line["skipped"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "skipped" in line]
     assert skipped == [0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3, 3]
     said = capsys.readouterr().out
-    assert "the step is left out (2 in a row, 2 in all)" in said and "3 steps left out" in said
+    assert "step 5 skipped: loss inf, gradient norm nan (2 in a row, 2 in all)" in said and "3 steps skipped" in said
 
 
 def test_a_loss_that_stays_infinite_stops_the_run_and_names_the_last_checkpoint(make_arguments, tmp_path, monkeypatch):
@@ -237,39 +247,33 @@ def test_reading_steps_late_changes_nothing(make_arguments, tmp_path, monkeypatc
     """As on a GPU, where a step is read while the next one runs."""
     break_loss(monkeypatch, {2, 3, 9})
     pretrain(make_arguments(log_every=1, output_dir=tmp_path / "whole"))
-    monkeypatch.setattr(pretrain_module, "Steps", lambda at_most: Steps(at_most=1))
-    loss, calls = Pretraining._loss, []
-
-    def interrupt(self, place):
-        calls.append(place)
-        if len(calls) == 14:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(self, place)
-
-    monkeypatch.setattr(Pretraining, "_loss", interrupt)
+    monkeypatch.setattr(trainer, "StepsInFlight", lambda max_unread: StepsInFlight(max_unread=1))
+    loss = TrainingStep.loss
+    send_signal(monkeypatch, signal.SIGTERM)
     with pytest.raises(Interrupted):
         pretrain(make_arguments(log_every=1))
-    monkeypatch.setattr(Pretraining, "_loss", loss)
+    monkeypatch.setattr(TrainingStep, "loss", loss)
     capsys.readouterr()
     final = pretrain(make_arguments(log_every=1))
     assert_same_weights(tmp_path / "whole" / "final", final)
     assert_same_metrics(tmp_path / "whole", tmp_path / "run")
-    assert "3 steps left out" in capsys.readouterr().out
+    assert "3 steps skipped" in capsys.readouterr().out
 
 
 def test_mfu_is_reported_where_the_peak_is_known(make_arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr(hardware, "PEAKS", {processor(): hardware.Peak(1.0, {torch.float32: 1e9})})
     pretrain(make_arguments())
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
-    config = pretrain_module.UltraFastBertConfig.from_pretrained(tmp_path / "run" / "final")
+    config = trainer.UltraFastBertConfig.from_pretrained(tmp_path / "run" / "final")
     flops_a_token = training_flops(config, sequences=1, sequence_length=32, masked=8) / 32
     for line in lines:
         assert line["mfu"] == pytest.approx(flops_a_token * line["tokens_per_second"] / 1e9)
-    assert "% MFU" in capsys.readouterr().out
+    assert "% MFU" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(make_arguments, tmp_path, monkeypatch, capsys):
-    save = pretrain_module.Accelerator.save_state
+    save = trainer.Accelerator.save_state
     failures = iter([True, False, False])
 
     def save_state(self, directory):
@@ -277,7 +281,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(make_arguments
             raise OSError(28, "No space left on device")
         return save(self, directory)
 
-    monkeypatch.setattr(pretrain_module.Accelerator, "save_state", save_state)
+    monkeypatch.setattr(trainer.Accelerator, "save_state", save_state)
     pretrain(make_arguments())
     said = capsys.readouterr().out
     assert "warning: checkpoint" in said and "step-4 could not be written: [Errno 28]" in said
@@ -318,7 +322,7 @@ def test_nothing_is_moved_for_a_run_that_cannot_start(make_arguments, tmp_path, 
     assert sorted(path for path in (tmp_path / "run").rglob("*")) == before
 
 
-def test_a_model_that_is_too_large_is_refused_before_it_is_made(make_arguments):
+def test_a_model_that_is_too_large_is_refused_before_it_is_built(make_arguments):
     with pytest.raises(UserError, match="GB free"):
         pretrain(make_arguments(fff="99x29"))
 
@@ -327,7 +331,7 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_made(make_arguments):
     "change, message",
     [({"fff": "1x2"}, "model.fff was '2x3' and is '1x2'"), ({"seed": 1}, "seed was 0 and is 1")],
 )
-def test_another_run_is_not_gone_on_with(make_arguments, change, message):
+def test_a_checkpoint_of_other_settings_is_refused(make_arguments, change, message):
     pretrain(make_arguments())
     with pytest.raises(UserError, match=message):
         pretrain(make_arguments(**change))
@@ -340,7 +344,7 @@ def test_sizes_that_do_not_fit_are_named(make_arguments):
         pretrain(arguments)
 
 
-def test_other_data_is_not_gone_on_with(make_arguments, packed_directory, tmp_path):
+def test_a_checkpoint_of_other_data_is_refused(make_arguments, packed_directory, tmp_path):
     pretrain(make_arguments())
     arguments = make_arguments(max_steps=20)
     other = tmp_path / "other"
@@ -351,7 +355,7 @@ def test_other_data_is_not_gone_on_with(make_arguments, packed_directory, tmp_pa
     (other / "manifest.json").unlink()
     (other / "manifest.json").write_text(manifest.replace("of-the-tests", "another"))
     arguments.data.source = str(other)
-    with pytest.raises(UserError, match="data.fingerprint was 'of-the-tests' and is 'another'"):
+    with pytest.raises(UserError, match="data_fingerprint was 'of-the-tests' and is 'another'"):
         pretrain(arguments)
 
 
@@ -387,7 +391,7 @@ def test_bf16_trains_in_bf16_and_keeps_float32_weights(make_arguments, tmp_path,
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(make_arguments, tmp_path):
-    """The same rows in the same steps, so the same weights up to the order of sums."""
+    """The same sequences in the same steps, so the same weights up to the order of sums."""
     whole = weights(pretrain(make_arguments(output_dir=tmp_path / "one", micro_batch_size=8, batch_ramp=0)))
     arguments = make_arguments(output_dir=tmp_path / "two", batch_ramp=0).to_dict()
     (tmp_path / "arguments.yaml").write_text(json.dumps(arguments))
@@ -403,7 +407,7 @@ def test_two_processes_train_as_one(make_arguments, tmp_path):
         assert (tensor - whole[name]).abs().max() < 0.02, name
 
 
-def test_command_line_says_what_is_wrong_without_a_traceback(tmp_path):
+def test_command_line_prints_errors_without_a_traceback(tmp_path):
     def run(*argv):
         command = [sys.executable, str(ROOT / "train_mlm.py"), "--train.max_steps", "2", *argv]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -417,13 +421,13 @@ def test_command_line_says_what_is_wrong_without_a_traceback(tmp_path):
     assert code == 1 and "missing.txt" in error
 
 
-def test_terminating_the_command_leaves_with_its_own_code(make_arguments, tmp_path):
+def test_a_terminated_command_exits_with_143(make_arguments, tmp_path):
     arguments = make_arguments(max_steps=100_000, checkpoint_every=100_000).to_dict()
     (tmp_path / "arguments.yaml").write_text(json.dumps(arguments))
     command = [sys.executable, str(ROOT / "train_mlm.py"), "--config", str(tmp_path / "arguments.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not read_metrics(metrics):  # it is in its loop
+    while not read_metrics(metrics):  # it is training
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Directories that are complete or not there, checkpoints that are recognised when they are not whole."""
+"""Directories are written atomically, and damaged checkpoints are recognised."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_checkpoint_holds_its_content_and_the_newest_are_kept(accelerator, tmp
     assert content["progress"] == {"step": 11} and "model.safetensors" in content["files"]
 
 
-def test_damaged_checkpoints_are_passed_over(accelerator, tmp_path, capsys):
+def test_damaged_checkpoints_are_skipped(accelerator, tmp_path, capsys):
     for step in (1, 2, 3, 4):
         save_checkpoint(accelerator, tmp_path, step, {}, keep=9)
     (tmp_path / "step-4" / "model.safetensors").write_bytes(b"cut")
@@ -44,7 +44,8 @@ def test_damaged_checkpoints_are_passed_over(accelerator, tmp_path, capsys):
     (tmp_path / "step-2" / MANIFEST).write_text('{"progress": ')
     assert find_checkpoint(tmp_path) == tmp_path / "step-1"
     said = capsys.readouterr().out
-    assert "step-4 is damaged: model.safetensors" in said and "step-3" in said and "step-2" in said
+    assert "skipped: " in said and "step-4 is damaged: model.safetensors" in said
+    assert "step-3" in said and "step-2" in said
     (tmp_path / "step-1" / MANIFEST).write_text("[]")
     assert find_checkpoint(tmp_path) is None
 
@@ -74,15 +75,15 @@ def test_a_write_that_fails_leaves_the_old_directory(accelerator, tmp_path):
     assert (tmp_path / "final" / "file").read_text() == "new"
 
 
-def test_what_fails_in_one_process_fails_in_all(accelerator, tmp_path, monkeypatch):
-    """Otherwise the others would wait for it for ever."""
+def test_a_failure_in_one_process_fails_in_all(accelerator, tmp_path, monkeypatch):
+    """Otherwise the others would wait forever."""
     monkeypatch.setattr(checkpoints, "gather_object", lambda messages: [*messages, "disk full"])
     with pytest.raises(OSError, match="another process failed: disk full"):
         write_directory(tmp_path / "final", lambda aside: None, accelerator)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_a_checkpoint_error_and_costs_nothing(accelerator, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_checkpoint_error_and_keeps_earlier_checkpoints(accelerator, tmp_path, monkeypatch):
     save_checkpoint(accelerator, tmp_path, 1, {}, keep=1)
 
     def fail(directory):
@@ -95,7 +96,7 @@ def test_a_full_disk_is_a_checkpoint_error_and_costs_nothing(accelerator, tmp_pa
     assert find_checkpoint(tmp_path).name == "step-1"
 
 
-def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+def test_only_the_files_of_a_killed_run_are_removed(tmp_path):
     for name in (".final.tmp", ".final.old", "final", ".project.old", ".notes.tmp"):
         (tmp_path / name).mkdir()
     (tmp_path / ".config.yaml.tmp").write_text("")
@@ -103,7 +104,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.tmp", ".project.old", "final"]
 
 
-def test_what_was_being_replaced_is_put_back(tmp_path):
+def test_a_directory_that_was_about_to_be_replaced_is_restored(tmp_path):
     """A kill between the two renames leaves the old directory and the new one under other names."""
     for name in (".step-7.tmp", ".step-7.old", ".step-8.tmp", "step-6"):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Where a run starts from, and that it never comes among another run's files."""
+"""Where a run starts from, and that it never mixes its files with those of another run."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_auto_goes_on_from_the_newest(tmp_path):
+def test_auto_resumes_from_the_newest_checkpoint(tmp_path):
     assert find_start(tmp_path, "auto") is None
     make_checkpoint(tmp_path, 9)
     newest = make_checkpoint(tmp_path, 10)
@@ -48,15 +48,15 @@ def test_a_model_without_checkpoints_is_moved_aside_too(tmp_path):
     assert names(tmp_path) == ["earlier-1"]
 
 
-def test_a_run_killed_before_its_first_checkpoint_leaves_no_trace(tmp_path):
+def test_files_of_a_run_without_checkpoints_are_not_moved(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").write_text("")
     move_aside(tmp_path, None)
     assert names(tmp_path) == ["checkpoints", "metrics.jsonl"]
 
 
-def test_damaged_checkpoints_do_not_stand_in_the_way(tmp_path):
-    """They would count as the newest ones, and the new ones would be removed."""
+def test_damaged_checkpoints_are_moved_aside(tmp_path):
+    """Otherwise they would count as the newest, and new checkpoints would be removed."""
     good = make_checkpoint(tmp_path, 1)
     (make_checkpoint(tmp_path, 2) / "checkpoint.json").unlink()
     assert find_start(tmp_path, "auto") == good
@@ -65,7 +65,7 @@ def test_damaged_checkpoints_do_not_stand_in_the_way(tmp_path):
     assert names(tmp_path / "earlier-1" / "checkpoints") == ["step-2"]
 
 
-def test_a_path_names_a_checkpoint_or_a_run(tmp_path):
+def test_a_path_is_a_checkpoint_or_a_run(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     new.mkdir()
     first, second = make_checkpoint(old, 1), make_checkpoint(old, 2)
@@ -75,7 +75,7 @@ def test_a_path_names_a_checkpoint_or_a_run(tmp_path):
     assert names(old / "checkpoints") == ["step-1", "step-2"]
 
 
-def test_going_back_within_a_run_moves_what_came_later_aside(tmp_path):
+def test_going_back_within_a_run_moves_later_checkpoints_aside(tmp_path):
     first = make_checkpoint(tmp_path, 1)
     make_checkpoint(tmp_path, 2)
     assert find_start(tmp_path, str(first)) == first
@@ -100,14 +100,14 @@ def test_a_directory_has_one_run_at_a_time(tmp_path):
             pass
 
 
-def test_files_of_others_stay(tmp_path):
+def test_other_files_stay(tmp_path):
     for name in (".bashrc.old", ".notes.tmp", "checkpoints"):
         (tmp_path / name).mkdir()
     with open_run_directory(tmp_path):
         assert names(tmp_path) == [".bashrc.old", ".lock", ".notes.tmp", "checkpoints"]
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run cannot be written"), open_run_directory(tmp_path / "file" / "run"):
         pass
@@ -116,9 +116,9 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
 def test_too_small_a_disk_is_found_before_training(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=40 * 10**6)
     monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda path: usage)
-    check_disk(tmp_path, weights=10**6, keep=2)  # 3 x 12 MB + 4 MB
+    check_disk(tmp_path, parameters=10**6, keep=2)  # 3 x 12 MB + 4 MB
     with pytest.raises(UserError, match=r"0\.04 GB free; 0\.05 GB are needed for 3 checkpoints"):
-        check_disk(tmp_path, weights=10**6, keep=3)
+        check_disk(tmp_path, parameters=10**6, keep=3)
     for step in (1, 2, 3):
         make_checkpoint(tmp_path, step)
-    check_disk(tmp_path, weights=10**6, keep=3)  # they are there already, one at a time is replaced
+    check_disk(tmp_path, parameters=10**6, keep=3)  # these exist already; one at a time is replaced

@@ -1,4 +1,4 @@
-"""Which parameters are decayed."""
+"""Weight decay of parameters."""
 
 import pytest
 

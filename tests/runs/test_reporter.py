@@ -8,7 +8,8 @@ import pytest
 from accelerate import Accelerator
 
 from ultrafastbert.pretraining.curves import plot_runs
-from ultrafastbert.runs.reporter import Reporter, duration, read_metrics
+from ultrafastbert.runs.reporter import Reporter, read_metrics
+from ultrafastbert.utils import progress
 
 
 def write_metrics(directory, steps=(1, 2, 3)):
@@ -22,10 +23,10 @@ def write_metrics(directory, steps=(1, 2, 3)):
     return directory
 
 
-def test_going_on_removes_the_lines_of_steps_that_are_made_again(tmp_path):
+def test_resuming_removes_the_lines_of_steps_that_are_repeated(tmp_path):
     path = write_metrics(tmp_path / "run") / "metrics.jsonl"
     with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # what a kill leaves
+        file.write('{"step": 4, "lo')  # as a killed run leaves it
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
     reporter = Reporter(path, step=2, accelerator=Accelerator(cpu=True))
     reporter.metrics({"step": 3, "loss": 9.0})
@@ -34,7 +35,7 @@ def test_going_on_removes_the_lines_of_steps_that_are_made_again(tmp_path):
     assert read_metrics(path)[-1] == {"step": 3, "loss": 9.0}
 
 
-def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, monkeypatch, capsys):
+def test_lines_that_did_not_fit_on_the_disk_are_written_later(tmp_path, monkeypatch, capsys):
     reporter = Reporter(tmp_path / "metrics.jsonl", step=0, accelerator=Accelerator(cpu=True))
     reporter.metrics({"step": 1})
     original = Path.open
@@ -54,7 +55,7 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, monkeypatch,
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": step} for step in (1, 2, 3, 4)]
 
 
-def test_plots_are_pictures_of_all_runs(tmp_path):
+def test_plots_are_png_files(tmp_path):
     runs = {"a": write_metrics(tmp_path / "a"), "b": write_metrics(tmp_path / "b")}
     files = plot_runs(runs, tmp_path / "plots", unigram_entropy=3.0)
     assert [file.name for file in files] == ["loss.png", "throughput.png", "leaves.png"]
@@ -68,5 +69,21 @@ def test_a_run_without_metrics_is_named(tmp_path):
         plot_runs({"a": tmp_path / "nothing"}, tmp_path)
 
 
-def test_durations_read_well():
-    assert [duration(s) for s in (4.6, 75, 3600, 90061)] == ["5s", "1m 15s", "1h 00m", "25h 01m"]
+def test_lines_of_version_0_1_have_the_current_names(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "share": 0.5, "batch_rows": 8}\n')
+    assert read_metrics(path) == [{"step": 1, "budget_fraction": 0.5, "batch_size": 8}]
+    Reporter(path, step=1, accelerator=Accelerator(cpu=True)).close()
+    assert path.read_text() == '{"step": 1, "budget_fraction": 0.5, "batch_size": 8}\n'
+
+
+def test_progress_in_a_file_is_lines_with_the_fraction_of_the_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    reporter = Reporter(tmp_path / "metrics.jsonl", step=0, accelerator=Accelerator(cpu=True))
+    reporter.show_progress(0.25, "step 1")
+    reporter.say("a message")
+    reporter.show_progress(0.5, "step 2")
+    reporter.close()
+    out, err = capsys.readouterr()
+    assert out == "a message\n"
+    assert err == " 25% of the budget | step 1\n 50% of the budget | step 2\n"

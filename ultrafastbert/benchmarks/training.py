@@ -40,7 +40,7 @@ from ultrafastbert.pretraining.arguments import ModelArguments, TrainArguments
 from ultrafastbert.pretraining.data.batches import SequenceOrder
 from ultrafastbert.pretraining.data.masking import Masker, masks_per_sequence
 from ultrafastbert.pretraining.flops import training_flops
-from ultrafastbert.pretraining.step import masked_loss, prepare_training, to_device, update
+from ultrafastbert.pretraining.step import TrainingStep, to_device
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.files import write_atomically
@@ -113,17 +113,15 @@ class Training:
         # a low rate: with random tokens there is nothing to learn, and the loss should stay finite
         train = TrainArguments(max_steps=1, lr=1e-5, precision=arguments.precision, compile=arguments.compile)
         self.name, self.arguments, self.rows, self.accelerator = name, arguments, rows, accelerator
-        self.max_grad_norm = train.max_grad_norm
         self.model = _build_model(name, arguments).to(accelerator.device)
-        self.wrapped_model, self.optimizer, self.autocast = prepare_training(self.model, train, accelerator)
+        self.training, self.lr = TrainingStep(self.model, train, accelerator), train.lr
         self.masker = Masker(train.mask_probability, arguments.vocabulary, SPECIAL, seed=0, device=accelerator.device)
         self.place, self.worst = 0, torch.zeros(2, device=accelerator.device)  # worst: loss and gradient norm
 
     def step(self) -> None:
         rows = to_device(self.rows.read(self.place, self.arguments.rows), self.accelerator.device)
-        loss = masked_loss(self.wrapped_model, self.masker(rows, self.place), self.autocast)
-        self.accelerator.backward(loss)
-        values = update(self.model, self.optimizer, loss.detach(), self.max_grad_norm, self.accelerator)
+        loss = self.training.accumulate(self.masker(rows, self.place))
+        values = self.training.update(loss, self.lr)
         self.worst = torch.maximum(self.worst, values.where(values.isfinite(), torch.inf))
         self.place += self.arguments.rows
 

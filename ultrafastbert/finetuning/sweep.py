@@ -37,9 +37,9 @@ from ultrafastbert.finetuning.report import collect, write_report
 from ultrafastbert.finetuning.trainer import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
 from ultrafastbert.runs.directory import open_run_directory, set_aside
 from ultrafastbert.runs.interrupts import Interrupt
-from ultrafastbert.runs.reporter import duration
 from ultrafastbert.utils.errors import Interrupted, UserError
 from ultrafastbert.utils.files import write_atomically
+from ultrafastbert.utils.progress import duration
 
 NAMES = ["runs", "predictions", "glue.json", "glue.md"]
 """What a sweep writes in its output directory."""

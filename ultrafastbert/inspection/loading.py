@@ -1,7 +1,7 @@
-"""What is looked into: encoders, from wherever they are, and texts.
+"""Loads what is inspected: encoders, from models and checkpoints of pretraining, and texts.
 
-Notable: a checkpoint of pretraining holds weights alone. What they are the weights of, and the tokenizer, are in the
-run's `final/` when it has ended; until then its `config.yaml` says where the data is, and the data has a tokenizer.
+Notable: a checkpoint has weights and configuration, but no tokenizer. The tokenizer is that of the run's `final/`, or,
+if the run has not ended, of the prepared data.
 """
 
 import json
@@ -15,48 +15,54 @@ from itertools import islice
 from pathlib import Path
 
 from safetensors.torch import load_model
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.usage import tree_layers
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import ModelArguments
 from ultrafastbert.pretraining.data.arguments import DataArguments
-from ultrafastbert.pretraining.data.packed import open_packed
+from ultrafastbert.pretraining.data.packed import PackedData, open_packed
 from ultrafastbert.pretraining.data.sources import TextFile
 from ultrafastbert.runs.checkpoints import numbered_checkpoints, read_checkpoint, step_of
+from ultrafastbert.runs.directory import CHECKPOINTS, CONFIG, FINAL, TRAINING_RECORD, run_of
 from ultrafastbert.utils.errors import UserError
 
 
 @dataclass
 class Encoder:
-    """An encoder to look into.
+    """An encoder to inspect.
 
     Attributes:
         name: as it was given.
         model: without a head, in evaluation mode.
         tokenizer: of the model.
-        tokens: how many it was pretrained on, None where nothing says so.
+        tokens: that it was pretrained on, None if it is not known.
     """
 
     name: str
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tokens: int | None
 
 
 def find_models(names: list[str]) -> list[str]:
-    """The names of models, with the checkpoints of a pretraining run in the place of its directory. Checkpoints come
-    first, in the order of their steps, and then the others, in the order given.
+    """Replaces the directory of a pretraining run by its checkpoints.
+
+    Args:
+        names: of models, checkpoints and runs.
+
+    Returns:
+        Checkpoints, in the order of their steps, and then models, in the order given.
 
     Raises:
-        UserError: a run without checkpoints.
+        UserError: a run has no checkpoints.
     """
     found = []
     for name in names:
-        directory = Path(name) / "checkpoints"
+        directory = Path(name) / CHECKPOINTS
         checkpoints = numbered_checkpoints(directory) if directory.is_dir() else [name]
         if not checkpoints:
             raise UserError(f"model {name} is a run that has no checkpoint yet")
@@ -76,7 +82,7 @@ def load_encoder(name: str) -> Encoder:
             pretraining, `OUT/checkpoints/step-N`.
 
     Raises:
-        UserError: nothing that can be loaded, or a model without decisions to look into.
+        UserError: the model cannot be loaded, or has no trees with decisions.
     """
     path = Path(name)
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -92,7 +98,7 @@ def load_encoder(name: str) -> Encoder:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars, and no word about the weights of a head, which are left out on purpose."""
+    """Silences progress bars, and warnings about the weights of a head, which are not needed."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -107,7 +113,7 @@ def _quiet_transformers() -> Iterator[None]:
 def _load_pretrained(name: str) -> Encoder:
     try:
         model, found = AutoModel.from_pretrained(name, output_loading_info=True)
-    except Exception as error:  # whatever transformers, safetensors and the Hub raise
+    except Exception as error:  # errors of transformers, safetensors and the Hub
         raise UserError(f"model {name} cannot be loaded: {error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -121,9 +127,9 @@ def _load_pretrained(name: str) -> Encoder:
 
 
 def _tokens_spent(directory: Path) -> int | None:
-    """What pretraining wrote beside the model in `final/`, if it is one of those."""
+    """The tokens of pretraining, if a run wrote them beside its model."""
     try:
-        return json.loads((directory / "pretraining.json").read_text(encoding="utf-8"))["tokens"]
+        return json.loads((directory / TRAINING_RECORD).read_text(encoding="utf-8"))["tokens"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -131,43 +137,61 @@ def _tokens_spent(directory: Path) -> int | None:
 def _load_checkpoint(name: str) -> Encoder:
     path = Path(name)
     content = read_checkpoint(path)
-    config, tokenizer = _of_final(path) or _of_data(path, content)
-    model = UltraFastBertForMaskedLM(config)
+    if "config" not in content:
+        content |= _facts_missing_in_version_0_1(path, content)
+    model = UltraFastBertForMaskedLM(UltraFastBertConfig.from_dict(content["config"]))
     try:
         load_model(model, path / "model.safetensors")
-    except Exception as error:  # what safetensors says of a file, torch of shapes
+    except Exception as error:  # safetensors reports damaged files, torch wrong shapes
         raise UserError(f"checkpoint {name} cannot be loaded: {error}") from error
-    return Encoder(name, model.model, tokenizer, content["progress"]["tokens"])
+    return Encoder(name, model.model, _load_tokenizer(path, content), content["progress"]["tokens"])
 
 
-def _of_final(checkpoint: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase] | None:
-    """Configuration and tokenizer of the model with which the checkpoint's run ended, None if it did not yet."""
-    final = checkpoint.resolve().parent.parent / "final"
-    if not final.is_dir():
-        return None
+def _load_tokenizer(checkpoint: Path, content: dict) -> PreTrainedTokenizerBase:
+    final = run_of(checkpoint) / FINAL
+    directory = final if final.is_dir() else _open_data(checkpoint, content).tokenizer_directory
     try:
-        return AutoConfig.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+        return AutoTokenizer.from_pretrained(directory)
     except Exception as error:
         raise UserError(
-            f"checkpoint {checkpoint} needs the model in {final}, which cannot be read: {error}"
+            f"checkpoint {checkpoint} needs the tokenizer in {directory}, which cannot be loaded: {error}"
         ) from error
 
 
-def _of_data(checkpoint: Path, content: dict) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """The same by the data that the run reads."""
-    settings = checkpoint.resolve().parent.parent / "config.yaml"
+def _open_data(checkpoint: Path, content: dict) -> PackedData:
     try:
-        comment = re.search(r"^# data: (.*), fingerprint ", settings.read_text(encoding="utf-8"), re.MULTILINE)
-        data = open_packed(comment[1])
-    except (OSError, UserError, TypeError) as error:  # TypeError: there is no such comment
+        data = open_packed(content["data_directory"])
+    except UserError as error:
         raise UserError(
-            f"checkpoint {checkpoint} is of a run that has not ended, and its data, which has the tokenizer, is not"
-            f" where {settings} says: {error}"
+            f"checkpoint {checkpoint} is of a run that has not ended, and needs the tokenizer of its data: {error}"
         ) from error
     if data.fingerprint != content["data_fingerprint"]:
-        raise UserError(f"checkpoint {checkpoint} is of other data than there is now in {data.directory}")
+        raise UserError(f"checkpoint {checkpoint} was trained on other data than {data.directory} has now")
+    return data
+
+
+def _facts_missing_in_version_0_1(checkpoint: Path, content: dict) -> dict:
+    """The model's configuration and the data's directory, which version 0.1 did not write to checkpoints.
+
+    If the run has ended, its final model has the configuration. Otherwise a comment in the run's configuration file
+    names the data, which determines the rest.
+    """
+    run = run_of(checkpoint)
+    if (run / FINAL).is_dir():
+        try:
+            return {"config": AutoConfig.from_pretrained(run / FINAL).to_dict()}
+        except Exception as error:
+            raise UserError(
+                f"checkpoint {checkpoint} needs the model in {run / FINAL}, which cannot be read: {error}"
+            ) from error
+    settings = (run / CONFIG).read_text(encoding="utf-8") if (run / CONFIG).is_file() else ""
+    comment = re.search(r"^# data: (.*), fingerprint ", settings, re.MULTILINE)
+    if comment is None:
+        raise UserError(f"checkpoint {checkpoint} needs the comment in {run / CONFIG} that names its data")
+    found = {"data_directory": comment[1]}
+    data = _open_data(checkpoint, content | found)
     config = ModelArguments(**content["arguments"]["model"]).build_config(data.vocab_size, data.sequence_length)
-    return config, AutoTokenizer.from_pretrained(data.tokenizer_directory)
+    return found | {"config": config.to_dict()}
 
 
 def _check_trees(encoder: Encoder) -> None:
@@ -176,7 +200,7 @@ def _check_trees(encoder: Encoder) -> None:
     trees = [module for module in encoder.model.modules() if isinstance(module, FFF)]
     what = "trees of depth 0, which decide nothing" if trees else "no trees in its layers"
     raise UserError(
-        f"model {encoder.name} is a {type(encoder.model).__name__} with {what}: there is nothing to look into"
+        f"model {encoder.name} is a {type(encoder.model).__name__} with {what}: there is nothing to inspect"
     )
 
 
@@ -185,18 +209,19 @@ def _check_tokenizer(encoder: Encoder) -> None:
     if needed > known:
         raise UserError(f"model {encoder.name} knows {known:,} tokens; its tokenizer has {needed:,}")
     if encoder.tokenizer.pad_token is None:
-        raise UserError(f"model {encoder.name} has a tokenizer without a token for padding; it should have one")
+        raise UserError(f"model {encoder.name} has a tokenizer without a padding token; it should have one")
 
 
 def read_texts(files: list[str], most: int | None) -> list[str]:
-    """The texts in files: lines (.txt) that are not blank, the field `text` of objects (.jsonl) or the column `text`
-    (.parquet), each also compressed (.gz, .xz, .zst).
+    """The texts in files that are not blank.
 
     Args:
-        most: the first so many of all of them together; None for all.
+        files: of lines (.txt), of objects with a field `text` (.jsonl), or with a column `text` (.parquet); they may
+            be compressed (.gz, .xz, .zst).
+        most: number of texts to read, in the order of the files; None for all.
 
     Raises:
-        UserError: a file that is not there, of another kind, or broken.
+        UserError: a file does not exist, is of another kind, or is broken.
     """
     texts = []
     for name in files:

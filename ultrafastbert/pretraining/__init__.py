@@ -1,1 +1,1 @@
-"""Masked-language-model pretraining: arguments, trainer, schedule, evaluation and data."""
+"""Masked-language-model pretraining: the training loop, its parts, and the data."""

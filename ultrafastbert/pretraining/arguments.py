@@ -1,11 +1,25 @@
 """All options of pretraining. The defaults are the cramming recipe (arXiv 2212.14034, sections 4.1 to 4.3)."""
 
-import re
+import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.pretraining.data.arguments import DataArguments
+from ultrafastbert.utils.sizes import DenseSize, parse_size
+from ultrafastbert.utils.validation import (
+    BETAS,
+    FRACTION,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Rule,
+    check,
+    check_fields,
+    integer,
+)
+
+MASK_PROBABILITY = Rule(lambda value: 0 < value <= 0.5, "greater than 0 and at most 0.5")
 
 
 @dataclass
@@ -14,7 +28,7 @@ class ModelArguments:
 
     fff: str = "1x11"
     """Feedforward layers: TREESxDEPTH for fast feedforward trees (1x11, 8x8, 3072x0, ...) or dense-NEURONS for
-    ordinary layers (dense-3072)."""
+    dense layers (dense-3072)."""
     hidden_size: int = 768
     """Width of the encoder; even, and a multiple of the number of heads."""
     num_hidden_layers: int = 16
@@ -22,28 +36,29 @@ class ModelArguments:
     num_attention_heads: int = 12
     """Attention heads in each layer."""
     initializer_range: float = 0.02
-    """Standard deviation of the first weights of embeddings and linear layers. 0.02 is right for width 768; a narrow
-    encoder learns sooner from about 1/sqrt(hidden_size)."""
+    """Standard deviation of the initial weights of embeddings and linear layers. 0.02 suits width 768; a narrow
+    encoder learns faster from about 1/sqrt(hidden_size)."""
     dropout: float = 0.0
     """Probability of dropout everywhere in the encoder, during pretraining. [0 to 1]"""
 
     def __post_init__(self):
-        if not re.fullmatch(r"[1-9]\d*x\d+|dense-[1-9]\d*", self.fff):
-            raise ValueError(
-                f"model.fff is {self.fff!r}; it should be TREESxDEPTH, as in 1x11, or dense-NEURONS, as in dense-3072"
-            )
+        parse_size(self.fff, "model.fff")
 
     def build_config(self, vocab_size: int, sequence_length: int) -> UltraFastBertConfig:
-        """The model's configuration for data of that many token types and rows of that many tokens.
+        """The configuration of the model.
+
+        Args:
+            vocab_size: of the data.
+            sequence_length: of the data. [tokens]
 
         Raises:
-            huggingface_hub.errors.StrictDataclassError: sizes that do not fit together.
+            huggingface_hub.errors.StrictDataclassError: sizes that contradict each other.
         """
-        if self.fff.startswith("dense-"):
-            feedforward = {"feedforward": "dense", "intermediate_size": int(self.fff.removeprefix("dense-"))}
+        size = parse_size(self.fff, "model.fff")
+        if isinstance(size, DenseSize):
+            feedforward: dict[str, Any] = {"feedforward": "dense", "intermediate_size": size.neurons}
         else:
-            trees, depth = map(int, self.fff.split("x"))
-            feedforward = {"feedforward": "fff", "fff_trees": trees, "fff_depth": depth}
+            feedforward = {"feedforward": "fff", "fff_trees": size.trees, "fff_depth": size.depth}
         return UltraFastBertConfig(
             vocab_size=vocab_size,
             max_position_embeddings=sequence_length,
@@ -59,7 +74,7 @@ class ModelArguments:
 
 @dataclass
 class TrainArguments:
-    """How the encoder is pretrained. Training ends when the first of the budgets that are given is spent."""
+    """Training. It ends when the first of the given budgets is spent."""
 
     budget_hours: float | None = None
     """Budget of wall-clock time spent in training, evaluation and checkpoints included, over all resumed runs.
@@ -71,7 +86,7 @@ class TrainArguments:
     lr: float = 1e-3
     """Learning rate at its peak."""
     lr_peak: float = 0.5
-    """Where the triangular one-cycle schedule peaks; it rises from zero and falls to zero. [share of the budget,
+    """Where the triangular one-cycle schedule peaks; it rises from zero and falls to zero. [fraction of the budget,
     0 to 1]"""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's averaging coefficients of gradients and squared gradients."""
@@ -80,17 +95,19 @@ class TrainArguments:
     weight_decay: float = 0.01
     """AdamW's weight decay; norms, biases and scales have none."""
     max_grad_norm: float = 0.5
-    """Gradients are scaled down to at most this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     batch_size: int = 8192
-    """Rows in an optimiser step, over all devices, once the ramp has reached its end; rounded up to whole
-    micro-batches. [rows]"""
+    """Sequences in an optimiser step, over all devices, after the ramp; rounded up to whole micro-batches.
+    [sequences]"""
     micro_batch_size: int = 128
-    """Rows in one forward and backward pass on one device; a step accumulates as many passes as it needs. [rows]"""
+    """Sequences in one forward and backward pass on one device; a step accumulates as many passes as it needs.
+    [sequences]"""
     batch_ramp: float = 0.6
     """The batch grows linearly from one micro-batch to batch_size until this much of the budget is spent; 0: it has
-    its size from the start. [share of the budget, 0 to 1]"""
+    its full size from the start. [fraction of the budget, 0 to 1]"""
     mask_probability: float = 0.25
-    """How many tokens of each row are to be predicted; the same number in every row. [share of a row, up to 0.5]"""
+    """Tokens of each sequence that are predicted; the same number in every sequence. [fraction of the sequence, up to
+    0.5]"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of forward and backward passes; weights and optimiser are float32. auto: bf16 on a GPU that has
     it, fp32 elsewhere."""
@@ -99,53 +116,37 @@ class TrainArguments:
     log_every: int = 10
     """Interval of training metrics. [steps]"""
     eval_every: int = 500
-    """Interval of validation; there is one at the end in any case. [steps]"""
+    """Interval of validation; there is always one at the end. [steps]"""
     eval_sequences: int = 2048
-    """Rows of the validation split that are used each time, with the same masks; all if it has fewer. [rows]"""
+    """Sequences of the validation split that are evaluated each time, with the same masks; all if it has fewer.
+    [sequences]"""
     checkpoint_every: int = 500
-    """Interval of checkpoints; there is one at the end in any case. [steps]"""
+    """Interval of checkpoints; there is always one at the end. [steps]"""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept."""
+    """Number of checkpoints to keep, the newest ones."""
     max_skipped_steps: int = 20
-    """Training stops after this many steps in a row whose loss or gradient is not finite; each of them is left out.
+    """Training stops after this many steps in a row whose loss or gradient is not finite; such steps are skipped.
     [steps]"""
     trackers: list[str] = field(default_factory=list)
-    """Experiment trackers that also get the metrics, by the names that accelerate knows: tensorboard, wandb, ..."""
+    """Experiment trackers that also get the metrics, by their names in accelerate: tensorboard, wandb, ..."""
 
     def __post_init__(self):
-        positive = (
-            "lr",
-            "eps",
-            "max_grad_norm",
-            "batch_size",
-            "micro_batch_size",
-            "mask_probability",
-            "eval_sequences",
-        )
-        intervals = (
-            "eval_sequences",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "max_skipped_steps",
-        )
-        self._check((*self.budgets, *positive, *intervals), lambda value: value > 0, "greater than 0")
-        self._check(("lr_peak", "batch_ramp"), lambda value: 0 <= value <= 1, "between 0 and 1")
-        self._check(("mask_probability",), lambda value: value <= 0.5, "at most 0.5")
-        self._check(("weight_decay",), lambda value: value >= 0, "at least 0")
-        self._check(("betas",), lambda value: all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)")
+        steps = ("log_every", "eval_every", "checkpoint_every", "max_skipped_steps")
+        sizes = ("batch_size", "micro_batch_size", "eval_sequences", "keep_checkpoints")
+        for rule, names in (
+            (POSITIVE, ("budget_hours", "max_steps", "max_tokens", "lr", "eps", "max_grad_norm", *steps, *sizes)),
+            (FRACTION, ("lr_peak", "batch_ramp")),
+            (MASK_PROBABILITY, ("mask_probability",)),
+            (NOT_NEGATIVE, ("weight_decay",)),
+            (BETAS, ("betas",)),
+        ):
+            check_fields(self, rule, *names, section="train")
 
     @property
     def budgets(self) -> dict[str, float]:
-        """The budgets that are given, by name."""
+        """The given budgets, by name."""
         names = ("budget_hours", "max_steps", "max_tokens")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def _check(self, names, is_right, expected):
-        for name in names:
-            if not is_right(getattr(self, name)):
-                raise ValueError(f"train.{name} is {getattr(self, name)}; it should be {expected}")
 
 
 @dataclass
@@ -163,18 +164,16 @@ class PretrainArguments:
     seed: int = 0
     """Seed of initialisation, data order and masks."""
     resume: str = "auto"
-    """auto: go on from the newest complete checkpoint in output_dir, if there is one; never: start anew, after moving
-    aside what an earlier run left in output_dir; or the path of a checkpoint, or of a run's directory, to go on
-    from."""
+    """auto: resume from the newest complete checkpoint in output_dir, if there is one; never: start again, after
+    moving aside the files of an earlier run in output_dir; or the path of a checkpoint, or of a run's directory, to
+    resume from."""
 
     def __post_init__(self):
         if not self.train.budgets:
             raise ValueError("no budget is given; set train.budget_hours, train.max_steps or train.max_tokens")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; it should be from 0 to {2**31 - 1}")
-        for name in ("output_dir", "resume"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; it should be a path{' or auto or never' * (name == 'resume')}")
+        check("seed", self.seed, integer(0, 2**31 - 1))
+        check_fields(self, NOT_EMPTY, "output_dir", "resume")
 
-    def to_dict(self) -> dict:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON and YAML have them: nested, with lists for tuples."""
+        return json.loads(json.dumps(asdict(self)))

@@ -1,9 +1,11 @@
-"""Validation: loss and accuracy at masked positions, and how much of each tree is in use.
+"""Validation: loss and accuracy at masked positions, and how evenly the leaves of the trees are used.
 
-A tree that sends all tokens to few leaves has collapsed: most of its neurons no longer take part. The share of
-leaves that are used, and the entropy of their use relative to an even spread, show it layer by layer.
+A tree that sends all tokens to few leaves has collapsed: most of its neurons are no longer used. The fraction of
+leaves that are used, and the entropy of their use relative to an even spread, show this for each layer.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,35 +18,59 @@ from ultrafastbert.pretraining.data.masking import Masker
 
 @dataclass
 class Evaluation:
-    loss: float  # nats a masked token
-    accuracy: float  # share of masked tokens whose most probable prediction is right
-    leaves_used: list[float] = field(default_factory=list)  # per layer of trees, share of leaves that got a token
-    leaf_entropy: list[float] = field(default_factory=list)  # per layer of trees, 0 (one leaf) to 1 (all alike)
+    """The result of a validation.
+
+    Attributes:
+        loss: mean over the masked tokens. [nats]
+        accuracy: fraction of masked tokens that are predicted correctly.
+        leaves_used: per layer of trees, the fraction of leaves that at least one token reached.
+        leaf_entropy: per layer of trees, the entropy of leaf use, 0 (one leaf) to 1 (even).
+    """
+
+    loss: float
+    accuracy: float
+    leaves_used: list[float] = field(default_factory=list)
+    leaf_entropy: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, rows: torch.Tensor, masker: Masker, batch_size: int, accelerator: Accelerator, autocast
+    model: nn.Module,
+    sequences: torch.Tensor,
+    masker: Masker,
+    batch_size: int,
+    accelerator: Accelerator,
+    autocast: Callable[[], AbstractContextManager],
 ) -> Evaluation:
-    """Evaluates on int64 `(rows, sequence_length)`, masked in the same way at every call; all processes take part.
+    """Evaluates a masked language model; all processes take part.
 
     Args:
-        autocast: makes a context manager in which the model's forward pass runs.
+        model: without data-parallel wrapper; it is in training mode afterwards.
+        sequences: int64 `(sequences, sequence_length)`, masked in the same way at every call.
+        masker: that masks them.
+        batch_size: of a forward pass. [sequences]
+        accelerator: of the processes.
+        autocast: returns the context of a forward pass.
     """
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, right predictions, predictions
-    starts = range(0, len(rows), batch_size)[accelerator.process_index :: accelerator.num_processes]
-    # Eager, because hooks do not reach into compiled code and a graph for evaluation costs more than it saves.
+    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct predictions, predictions
+    starts = range(0, len(sequences), batch_size)[accelerator.process_index :: accelerator.num_processes]
+    # Eager, because hooks do not reach into compiled code, and compiling for evaluation costs more than it saves.
     with LeafCounter(model) as leaves, torch.compiler.set_stance("force_eager"):
         for start in starts:
-            batch = masker(rows[start : start + batch_size].to(accelerator.device), place=start)
+            batch = masker(sequences[start : start + batch_size].to(accelerator.device), place=start)
             with autocast():
                 logits = model(batch.input_ids, masked_positions=batch.masked_positions).logits.float()
+            logits = logits.flatten(0, 1)  # (masked tokens, vocab)
             labels = batch.labels.gather(1, batch.masked_positions).flatten()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
-            right = (logits.flatten(0, 1).argmax(-1) == labels).sum()
-            sums += torch.stack([loss.double(), right.double(), (labels != -100).sum().double()])
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            correct = (logits.argmax(-1) == labels).sum()
+            sums += torch.stack([loss.double(), correct.double(), (labels != -100).sum().double()])
     model.train()
-    loss, right, count = accelerator.reduce(sums).tolist()
-    leaves.counts = [accelerator.reduce(counts) for counts in leaves.counts]
-    return Evaluation(loss / count, right / count, *leaves.usage())
+    loss, correct, count = _sum_over_processes(sums, accelerator).tolist()
+    leaves.counts = [_sum_over_processes(counts, accelerator) for counts in leaves.counts]
+    return Evaluation(loss / count, correct / count, *leaves.usage())
+
+
+def _sum_over_processes(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    return accelerator.reduce(tensor)  # pyright: ignore[reportReturnType]  # a tensor for a tensor

@@ -1,19 +1,19 @@
-"""Floating-point operations of a training step."""
+"""Floating-point operations of a training step, for model FLOPs utilization."""
 
 from transformers import PreTrainedConfig
 
 
 def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: int, masked: int) -> float:
-    """Floating-point operations of the products in a forward and a backward pass of a masked language model.
+    """Floating-point operations of the matrix products in a forward and a backward pass of a masked language model.
 
-    Counts what the function needs, whatever an implementation computes besides: of a tree only the neurons on a
-    token's path.
+    Counts the operations that the function needs, not those of an implementation: of a tree, only the neurons on the
+    path of each token.
 
     Args:
         config: of an `UltraFastBertForMaskedLM` or a `BertForMaskedLM`.
         sequences: sequences in the batch.
-        sequence_length: tokens of a sequence, all of which are attended to.
-        masked: tokens of a sequence that are predicted; only these pass through the decoder.
+        sequence_length: tokens in a sequence, none of them padding.
+        masked: tokens in a sequence that are predicted; only these pass through the decoder.
 
     Source: 6 operations for each weight and token, 12 for each pair of tokens and column of attention: arXiv
     2204.02311, appendix B.

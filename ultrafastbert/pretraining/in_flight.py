@@ -1,8 +1,8 @@
-"""What the host knows of training steps, and when.
+"""Results of training steps, read while the next step runs, so that the host does not stall the GPU.
 
-A GPU is given its work long before it does it. A host that asks for a step's loss waits for the step, and then the GPU
-waits for the host; so the numbers of a step are read while the next one runs, and only where something depends on
-them (a checkpoint, the end) is it waited for.
+The host queues a step on the GPU long before the GPU runs it. If it read the loss at once, it would wait for the step,
+and the GPU would then wait for the host to queue the next one. Results are therefore copied asynchronously and read
+one step later; only where something depends on them (a checkpoint, an evaluation, the end) does the host wait.
 """
 
 import math
@@ -14,75 +14,79 @@ from typing import NamedTuple
 import torch
 
 
-class Step(NamedTuple):
-    """A step that has been made."""
+class StepResult(NamedTuple):
+    """The result of a training step.
 
-    where: dict  # the run's place after it
+    Attributes:
+        position: of the run after the step, from `Progress.position`.
+        lr: the learning rate.
+        sequences: in the batch, over all processes.
+        loss: mean over the micro-batches, in nats.
+        gradient_norm: before clipping.
+        seconds: that the step took.
+    """
+
+    position: dict[str, float]
     lr: float
-    rows: int  # over all processes
-    loss: float  # mean over the step's micro-batches, in nats
-    gradient_norm: float  # before clipping
+    sequences: int
+    loss: float
+    gradient_norm: float
     seconds: float
 
     @property
     def is_finite(self) -> bool:
+        """Whether loss and gradient norm are finite; otherwise the step was skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-class _Launched(NamedTuple):
-    where: dict
+class _Queued(NamedTuple):
+    position: dict[str, float]
     lr: float
-    rows: int
-    start: float  # when the host began with it
-    values: torch.Tensor  # loss and gradient norm, in the host's memory, once `arrival` has come
-    arrival: torch.cuda.Event | None
+    sequences: int
+    start: float
+    values: torch.Tensor  # loss and gradient norm, in the host's memory once `copied` has happened
+    copied: torch.cuda.Event | None
 
 
-class Steps:
-    """Steps in the order in which the device was given them.
+class StepsInFlight:
+    """A queue of steps that the device runs, or has run, and whose results are not read yet.
 
     Args:
-        at_most: how many may remain unread.
+        max_unread: number of steps whose results `read` leaves unread.
     """
 
-    def __init__(self, at_most: int):
-        self.at_most, self._launched, self._last_arrival = at_most, deque(), 0.0
+    def __init__(self, max_unread: int):
+        self.max_unread = max_unread
+        self._queue: deque[_Queued] = deque()
+        self._last_end = 0.0
 
-    def launched(self, where: dict, lr: float, rows: int, start: float, values: torch.Tensor) -> None:
-        """Takes note of a step that the device has been given.
+    def add(self, position: dict[str, float], lr: float, sequences: int, start: float, values: torch.Tensor) -> None:
+        """Adds a step that has just been queued on the device.
 
         Args:
-            where, lr, rows: of `Step`.
-            start: `time.monotonic()` when the host began with it.
+            position: of the run after the step.
+            lr: the learning rate.
+            sequences: in the batch, over all processes.
+            start: `time.monotonic()` when the host began to queue the step.
             values: `(2,)` on the device: loss and gradient norm.
         """
-        arrival = torch.cuda.Event() if values.is_cuda else None
-        values = values.to("cpu", non_blocking=True)  # in the device's queue now, not behind the next step
-        if arrival is not None:
-            arrival.record()
-        self._launched.append(_Launched(where, lr, rows, start, values, arrival))
+        copied = torch.cuda.Event() if values.is_cuda else None
+        values = values.to("cpu", non_blocking=True)  # queued now, before the next step
+        if copied is not None:
+            copied.record()
+        self._queue.append(_Queued(position, lr, sequences, start, values, copied))
 
-    def read(self, everything: bool = False) -> Iterator[Step]:
-        """The steps that were not read yet, but for the newest `at_most` unless `everything` is asked for."""
-        while len(self._launched) > (0 if everything else self.at_most):
-            where, lr, rows, start, values, arrival = self._launched.popleft()
-            if arrival is not None:
-                arrival.synchronize()
-            loss, norm = values.tolist()
-            now = time.monotonic()
-            # A step begins when the one before it is done, or when the host begins with it, if that is later.
-            seconds, self._last_arrival = now - max(start, self._last_arrival), now
-            yield Step(where, lr, rows, loss, norm, seconds)
+    def read(self, everything: bool = False) -> Iterator[StepResult]:
+        """Waits for the oldest steps and yields their results.
 
-
-def summarise(steps: list[Step], sequence_length: int) -> dict:
-    """The metrics of consecutive steps: means, and what the last one was made with."""
-    finite = [step.loss for step in steps if step.is_finite]
-    last = steps[-1]
-    return {
-        "loss": sum(finite) / len(finite) if finite else None,
-        "gradient_norm": last.gradient_norm if last.is_finite else None,
-        "lr": last.lr,
-        "batch_rows": last.rows,
-        "tokens_per_second": sequence_length * sum(step.rows for step in steps) / sum(step.seconds for step in steps),
-    }
+        Args:
+            everything: whether to read all steps, or to leave the newest `max_unread` unread.
+        """
+        while len(self._queue) > (0 if everything else self.max_unread):
+            step = self._queue.popleft()
+            if step.copied is not None:
+                step.copied.synchronize()
+            loss, norm = step.values.tolist()
+            # The device begins a step after the one before, or when the host queues it, whichever is later.
+            begin, self._last_end = max(step.start, self._last_end), time.monotonic()
+            yield StepResult(step.position, step.lr, step.sequences, loss, norm, self._last_end - begin)

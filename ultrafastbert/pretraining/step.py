@@ -1,15 +1,16 @@
-"""The parts of a training step, for every loop that makes one: what a model is trained with, the loss, the update.
+"""A training step: forward and backward passes of its micro-batches, and the update of the weights.
 
-On a GPU nothing here waits for it.
+On a GPU, nothing here waits for the device.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from ultrafastbert.pretraining.arguments import TrainArguments
@@ -18,58 +19,95 @@ from ultrafastbert.runs.optimizer import build_optimizer
 from ultrafastbert.runs.precision import uses_bf16
 
 
-def prepare_training(
-    model: nn.Module, train: TrainArguments, accelerator: Accelerator
-) -> tuple[nn.Module, AcceleratedOptimizer, Callable[[], AbstractContextManager]]:
-    """What a model, already on the accelerator's device, is trained with, as `train` says.
+class TrainingStep:
+    """A model, its optimiser, and the parts of a training step.
 
-    The model itself is compiled where it is to be, and put into training mode.
+    Args:
+        model: a masked language model on the accelerator's device; it is compiled if `train` says so, and put into
+            training mode.
+        train: precision, optimiser and clipping.
+        accelerator: of the processes that train together.
 
-    Returns:
-        what to call, which is `model` or its data-parallel wrapper; the optimiser; the autocast of forward passes.
+    Attributes:
+        wrapped_model: the model, or its data-parallel wrapper.
+        in_bf16: whether forward and backward passes run in bfloat16.
+        autocast: returns the context of a forward pass.
     """
-    device = accelerator.device
-    if train.compile or (train.compile is None and device.type == "cuda"):
-        model.compile()
-    optimizer = build_optimizer(model, train.lr, train.betas, train.eps, train.weight_decay)
-    wrapped_model, optimizer = accelerator.prepare(model, optimizer)
-    model.train()
-    autocast = functools.partial(
-        torch.autocast, device.type, dtype=torch.bfloat16, enabled=uses_bf16(train.precision, device)
-    )
-    return wrapped_model, optimizer, autocast
+
+    def __init__(self, model: nn.Module, train: TrainArguments, accelerator: Accelerator):
+        self.model, self.accelerator, self.max_grad_norm = model, accelerator, train.max_grad_norm
+        device = accelerator.device
+        if train.compile or (train.compile is None and device.type == "cuda"):
+            model.compile()
+        optimizer = build_optimizer(model, train.lr, train.betas, train.eps, train.weight_decay)
+        self.wrapped_model, self.optimizer = accelerator.prepare(model, optimizer)
+        model.train()
+        self.in_bf16 = uses_bf16(train.precision, device)
+        self.autocast: Callable[[], AbstractContextManager] = functools.partial(
+            torch.autocast, device.type, dtype=torch.bfloat16, enabled=self.in_bf16
+        )
+
+    def loss(self, batch: MaskedBatch) -> torch.Tensor:
+        """The mean cross-entropy at the masked positions, in nats."""
+        with self.autocast():
+            return self.wrapped_model(
+                input_ids=batch.input_ids, labels=batch.labels, masked_positions=batch.masked_positions
+            ).loss
+
+    def accumulate(self, batch: MaskedBatch, count: int = 1, last: bool = True) -> torch.Tensor:
+        """Adds the gradients of one micro-batch of `count`.
+
+        Args:
+            batch: the micro-batch of this process.
+            count: of micro-batches in the step.
+            last: whether it is the last of the step; only then do processes exchange gradients.
+
+        Returns:
+            The loss of the micro-batch divided by `count`: a scalar on the device, without gradient.
+        """
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
+            loss = self.loss(batch) / count
+            self.accelerator.backward(loss)
+        return loss.detach()
+
+    def update(self, loss: torch.Tensor, lr: float) -> torch.Tensor:
+        """Clips the gradients, updates the weights if loss and gradients are finite, and clears the gradients.
+
+        Args:
+            loss: of the step in this process.
+            lr: the learning rate.
+
+        Returns:
+            float32 `(2,)` on the device: the loss, averaged over the processes, and the norm of the gradients before
+            clipping. If either is not finite, weights and optimiser state are unchanged.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        mean_loss: Any = self.accelerator.reduce(loss, "mean")  # tensors both
+        values = torch.stack([mean_loss.float(), norm.float()])
+        # The fused optimiser reads this on the device, as for gradient scalers; an `if` would make the host wait.
+        self.optimizer.optimizer.found_inf = (~values.isfinite().all()).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return values
+
+    def discard(self) -> None:
+        """Clears the gradients that were accumulated."""
+        self.optimizer.zero_grad()
+
+    def release(self) -> None:
+        """Frees the optimiser and the data-parallel wrapper; there can be no further steps.
+
+        The wrapper must be freed before the process group: as the last owner of the group it would join a thread that
+        may be waiting for the interpreter.
+        """
+        del self.wrapped_model, self.optimizer
+        self.accelerator.free_memory()
 
 
-def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copies from ordinary memory; from pinned memory where the host need not wait then."""
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies a tensor from the host's memory; to a GPU from pinned memory, so that the host does not wait."""
     if device.type == "cuda":
-        rows = rows.pin_memory()
-    return rows.to(device, non_blocking=True)
-
-
-def masked_loss(model: nn.Module, batch: MaskedBatch, autocast: Callable[[], AbstractContextManager]) -> torch.Tensor:
-    """The mean cross-entropy at the masked positions, in nats."""
-    with autocast():
-        return model(input_ids=batch.input_ids, labels=batch.labels, masked_positions=batch.masked_positions).loss
-
-
-def update(
-    model: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    loss: torch.Tensor,
-    max_grad_norm: float,
-    accelerator: Accelerator,
-) -> torch.Tensor:
-    """Clips the gradients, and makes a step with them if they and the loss are finite; then there are no gradients.
-
-    Returns:
-        float32 `(2,)` on the model's device: `loss`, averaged over the processes, and the norm of the gradients before
-        they were clipped. If either is not finite, weights and optimiser are as they were.
-    """
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    values = torch.stack([accelerator.reduce(loss, "mean").float(), norm.float()])
-    # A fused optimiser looks at this on the device, as it does for gradient scalers, where an `if` would wait.
-    optimizer.optimizer.found_inf = (~values.isfinite().all()).float()
-    optimizer.step()
-    optimizer.zero_grad()
-    return values
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

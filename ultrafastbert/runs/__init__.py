@@ -1,1 +1,1 @@
-"""What every run needs, whatever it trains: its directory, checkpoints, resumable results, progress, signals."""
+"""What all runs share: directory, checkpoints, resumable results, settings, metrics and progress, signals."""

@@ -1,9 +1,9 @@
-"""Checkpoints that are complete or not there.
+"""Checkpoints, written atomically and verified when they are read.
 
-A checkpoint is a directory `step-N`. It is written under a name that starts with a dot, forced to disk, and renamed
-when all of it is there; `checkpoint.json`, written last, lists its files with their hashes, so that one that was
-damaged later is recognised and passed over. What is in it, besides that file, is what accelerate saves of the
-model, the optimiser and the random generators.
+A checkpoint is a directory `step-N` with the state that accelerate saves (model, optimiser, random generators) and
+`checkpoint.json`, which lists the files with their hashes. It is written under a hidden name, forced to disk, and then
+renamed, so that a run that is killed leaves no incomplete checkpoint. A checkpoint that was damaged later does not
+match its hashes and is skipped.
 """
 
 import hashlib
@@ -27,13 +27,14 @@ class CheckpointError(UserError):
 
 
 def write_directory(path: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
-    """Makes the directory `path` such that it is complete or not there; one of that name is replaced.
+    """Writes the directory `path` atomically, replacing an older one.
+
+    If `write` fails in one process, it fails in all of them, and the files written so far are removed.
 
     Args:
-        write: called with a directory to fill, in every process.
-
-    Raises:
-        whatever `write` raises, in all processes if it fails in one; what was written by then is removed.
+        path: of the directory.
+        write: called in every process with an empty directory to fill.
+        accelerator: of the processes.
     """
     aside, old = beside(path, "tmp"), beside(path, "old")
 
@@ -61,8 +62,8 @@ def write_directory(path: Path, write: Callable[[Path], None], accelerator: Acce
         raise
 
 
-def _in_all(accelerator: Accelerator, action: Callable[[], None], here: bool = True) -> None:
-    """Waits until all processes have acted (those where `here` is true); if one has failed, all fail."""
+def _in_all(accelerator: Accelerator, action: Callable[[], object], here: bool = True) -> None:
+    """Calls `action` in the processes where `here` is true and waits for all of them; if one fails, all fail."""
     failure = None
     try:
         if here:
@@ -77,7 +78,12 @@ def _in_all(accelerator: Accelerator, action: Callable[[], None], here: bool = T
 
 
 def recover(directory: Path, names: list[str]) -> None:
-    """Ends what a killed run was writing: removes what is not complete, puts back what was not replaced."""
+    """Cleans up after a killed run: removes what it was writing, and restores what it was about to replace.
+
+    Args:
+        directory: of the run.
+        names: of the files and directories that it writes.
+    """
     for name in names:
         path = directory / name
         _remove(beside(path, "tmp"))
@@ -107,13 +113,17 @@ def _hash(path: Path) -> str:
 
 
 def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, content: dict, keep: int) -> Path:
-    """Writes `directory/step-N` in all processes and removes all but the newest `keep` checkpoints.
+    """Writes `directory/step-N` and removes all but the newest `keep` checkpoints. All processes take part.
 
     Args:
-        content: what `checkpoint.json` holds besides the list of files; JSON types.
+        accelerator: with the model and the optimiser.
+        directory: of the checkpoints.
+        step: number of the checkpoint.
+        content: of `checkpoint.json`, besides the list of files; JSON types.
+        keep: number of checkpoints that are kept.
 
     Raises:
-        CheckpointError: the disk is full or the directory not writable; earlier checkpoints are untouched.
+        CheckpointError: the disk is full or the directory cannot be written; earlier checkpoints are untouched.
     """
     path = directory / f"step-{step}"
 
@@ -134,29 +144,29 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, conten
 
 
 def find_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint in `directory`; what is incomplete is named on the way."""
+    """The newest complete checkpoint in `directory`; prints which ones it skips."""
     for path in reversed(numbered_checkpoints(directory)):
         try:
             read_checkpoint(path)
             return path
         except CheckpointError as error:
-            print(f"passed over: {error}")
+            print(f"skipped: {error}")
     return None
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The content of `checkpoint.json`, after comparing the files with their hashes.
+    """The content of `checkpoint.json`, after verifying the hashes of the files.
 
     Raises:
-        CheckpointError: a file is missing or not as it was written, or the manifest cannot be read.
+        CheckpointError: a file is missing or has changed, or `checkpoint.json` cannot be read.
     """
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         damaged = [name for name, expected in content["files"].items() if _hash(path / name) != expected]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path} is not complete: {error!r}") from error
+        raise CheckpointError(f"checkpoint {path} is incomplete: {error!r}") from error
     if damaged:
-        raise CheckpointError(f"checkpoint {path} is damaged: {', '.join(damaged)} should be as its {MANIFEST} says")
+        raise CheckpointError(f"checkpoint {path} is damaged: {', '.join(damaged)} changed since it was written")
     return content
 
 
@@ -167,4 +177,5 @@ def numbered_checkpoints(directory: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The N of a checkpoint `step-N`."""
     return int(checkpoint.name.removeprefix("step-"))

@@ -1,4 +1,4 @@
-"""A run's directory: found usable before any work is done, held by one run at a time, and where a run starts from."""
+"""The directory of a run: its files, its lock, and the checkpoint that a run starts from."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,17 +19,29 @@ from ultrafastbert.runs.checkpoints import (
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.files import write_atomically
 
-# what a run writes
-NAMES = ["checkpoints", "final", "plots", "metrics.jsonl", "config.yaml"]
+CHECKPOINTS = "checkpoints"
+FINAL = "final"
+PLOTS = "plots"
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+NAMES = [CHECKPOINTS, FINAL, PLOTS, METRICS, CONFIG]
+"""All that a run writes in its directory."""
+
+TRAINING_RECORD = "pretraining.json"
+"""In `FINAL`: the budget spent on the model, and its results on the validation sequences."""
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The directory of the run that wrote a checkpoint."""
+    return checkpoint.resolve().parent.parent
 
 
 @contextmanager
 def open_run_directory(directory: Path) -> Iterator[None]:
-    """Makes the directory, tries to write there, and ends what a killed run was writing; while it is entered, no
-    other run can enter it.
+    """Creates and locks the directory of a run, and cleans up after a run that was killed.
 
     Raises:
-        UserError: the directory cannot be made or written, or another run is using it.
+        UserError: the directory cannot be created or written, or another run is using it.
     """
     lock = FileLock(directory / ".lock")
     try:
@@ -45,31 +57,32 @@ def open_run_directory(directory: Path) -> Iterator[None]:
         raise UserError(f"output_dir {directory} cannot be written: {error}") from error
     try:
         recover(directory, NAMES)
-        recover_checkpoints(directory / "checkpoints")
+        recover_checkpoints(directory / CHECKPOINTS)
         yield
     finally:
         lock.release()
 
 
 def find_start(directory: Path, resume: str) -> Path | None:
-    """The checkpoint that a run in `directory` starts from; None for a new run. Nothing is changed.
+    """The checkpoint that a run in `directory` starts from; None for a new run. Changes no files.
 
     Args:
+        directory: of the run.
         resume: `auto`, `never`, or the path of a checkpoint or of a run.
 
     Raises:
-        CheckpointError: the checkpoint named is not complete.
-        UserError: there is nothing at that path.
+        CheckpointError: `resume` is the path of an incomplete or damaged checkpoint.
+        UserError: there is no checkpoint at that path.
     """
     if resume == "never":
         return None
     if resume == "auto":
-        return find_checkpoint(directory / "checkpoints")
+        return find_checkpoint(directory / CHECKPOINTS)
     path = Path(resume)
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         read_checkpoint(path)
         return path
-    checkpoint = find_checkpoint(path / "checkpoints")
+    checkpoint = find_checkpoint(path / CHECKPOINTS)
     if checkpoint is None:
         raise UserError(
             f"resume is {resume!r}; it should be auto, never, or the path of a checkpoint (step-N) or of a run's "
@@ -79,15 +92,15 @@ def find_start(directory: Path, resume: str) -> Path | None:
 
 
 def move_aside(directory: Path, checkpoint: Path | None) -> None:
-    """Moves to `earlier-N` whatever would come among the files of the run that starts from `checkpoint`.
+    """Moves files to `earlier-N` that do not belong to the run that starts from `checkpoint`.
 
-    Of a run that goes on in its own directory, that is what is newer than the checkpoint: damaged checkpoints, or
-    those of the way it now does not go. Otherwise it is all that an earlier run left, if that was more than a start.
+    If the run resumes in its own directory, these are the checkpoints after `checkpoint`: they are damaged, or the
+    run will write others. Otherwise these are all files of an earlier run, if it had written a checkpoint or a model.
     """
-    checkpoints = numbered_checkpoints(directory / "checkpoints")
-    if checkpoint is not None and checkpoint.resolve().parent.parent == directory.resolve():
+    checkpoints = numbered_checkpoints(directory / CHECKPOINTS)
+    if checkpoint is not None and run_of(checkpoint) == directory.resolve():
         paths = [path for path in checkpoints if step_of(path) > step_of(checkpoint)]
-    elif checkpoints or (directory / "final").exists():
+    elif checkpoints or (directory / FINAL).exists():
         paths = [directory / name for name in NAMES if (directory / name).exists()]
     else:
         paths = []
@@ -95,7 +108,7 @@ def move_aside(directory: Path, checkpoint: Path | None) -> None:
 
 
 def set_aside(directory: Path, paths: list[Path]) -> None:
-    """Moves these files of `directory` to a new `earlier-N` in it, and says so."""
+    """Moves files of `directory` to a new `earlier-N` in it, and prints which."""
     if not paths:
         return
     number = 1
@@ -105,20 +118,25 @@ def set_aside(directory: Path, paths: list[Path]) -> None:
         target = aside / path.relative_to(directory)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
-    print(f"files of an earlier run in {directory} are now in {aside}: {', '.join(path.name for path in paths)}")
+    print(f"moved files of an earlier run in {directory} to {aside}: {', '.join(path.name for path in paths)}")
 
 
-def check_disk(directory: Path, weights: int, keep: int) -> None:
-    """Refuses to start where the checkpoints of a model of `weights` parameters will not fit.
+def check_disk(directory: Path, parameters: int, keep: int) -> None:
+    """Checks that there is space for the checkpoints of a model and for the model itself.
 
-    A checkpoint holds each weight and its two moments in float32. `keep` of them stay, one more is being written,
-    and there is the final model; checkpoints that are there already count.
+    A checkpoint holds each parameter and its two moments in float32. Up to `keep` + 1 checkpoints exist at a time;
+    those in `directory` already count among them.
+
+    Args:
+        directory: of the run.
+        parameters: number of parameters of the model.
+        keep: number of checkpoints that are kept.
 
     Raises:
-        UserError: too little space; the message says how much there is and how much is needed.
+        UserError: there is too little space; the message says how much is free and how much is needed.
     """
-    there = len(numbered_checkpoints(directory / "checkpoints"))
-    needed = 4 * weights * (3 * (1 + max(0, keep - there)) + 1)
+    existing = len(numbered_checkpoints(directory / CHECKPOINTS))
+    needed = 4 * parameters * (3 * (1 + max(0, keep - existing)) + 1)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(

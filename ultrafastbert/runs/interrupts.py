@@ -1,12 +1,14 @@
-"""SIGINT, SIGTERM and SIGHUP as a request that a training loop can honour when its state is consistent."""
+"""Signals that stop a run (SIGINT, SIGTERM, SIGHUP), deferred until its state can be saved."""
 
 import signal
+from types import FrameType
+from typing import Self
 
 
 class Interrupt:
-    """While entered, notes the first such signal in `signal`; a second one acts as it would have otherwise.
+    """A context that records the first signal in `signal` instead of stopping; a second one has its usual effect.
 
-    Signals that are ignored, as SIGHUP is under nohup, stay so.
+    Signals that are ignored, such as SIGHUP under nohup, stay ignored.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -14,21 +16,21 @@ class Interrupt:
     def __init__(self):
         self.signal: int | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._previous = {
-            number: signal.signal(number, self._note)
+            number: signal.signal(number, self._record)
             for number in self.SIGNALS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._restore()
 
-    def _note(self, number, frame):
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._restore()
 
-    def _restore(self):
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""AdamW with weight decay on the weights of products and embeddings, and on nothing else."""
+"""AdamW, with weight decay on the weights of linear layers, embeddings and trees only."""
 
 import torch
 from torch import nn
@@ -9,9 +9,10 @@ from ultrafastbert.layers.fff import FFF
 def build_optimizer(
     model: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model`, fused: a pass over memory, and `step.update` needs its `found_inf`.
+    """AdamW over all trainable parameters of `model`, in the fused implementation.
 
-    Norms, biases (a tree's `bias_in` too, although it is a matrix) and scales are not decayed.
+    Norms, biases (a tree's `bias_in` too, although it is a matrix) and scales have no weight decay. The fused
+    implementation reads its gradients once, and skips a step on the device if its `found_inf` says so.
     """
     decayed = {parameter for module in model.modules() for parameter in _decayed_parameters(module)}
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -22,7 +23,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def _decayed_parameters(module: nn.Module) -> list[nn.Parameter]:
+def _decayed_parameters(module: nn.Module) -> list[torch.Tensor]:
     if isinstance(module, FFF):
         return [module.weight_in, module.weight_out]
     return [module.weight] if isinstance(module, nn.Linear | nn.Embedding) else []

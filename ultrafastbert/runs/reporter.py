@@ -1,71 +1,73 @@
-"""What a person sees of a run: the progress bar, `metrics.jsonl`, experiment trackers, the summary.
+"""Output of a run: progress on stderr, messages on stdout, `metrics.jsonl`, experiment trackers.
 
-`metrics.jsonl` has a line for each event. Training lines have `loss`, the mean over the steps since the line before;
-validation lines have `validation_loss`. Every line has `step`, `share` (of the budget), `tokens` and `seconds`.
+`metrics.jsonl` has a line for each event. A training line has `loss`, the mean over the steps since the last line; a
+validation line has `validation_loss`. Every line has `step`, `budget_fraction`, `tokens` and `seconds`.
 """
 
 import contextlib
 import json
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+from accelerate import Accelerator
 
 from ultrafastbert.utils.files import write_atomically
+from ultrafastbert.utils.progress import progress_bar
 
-SECONDS_BETWEEN_LINES = 20
+EARLIER_NAMES = {"share": "budget_fraction", "batch_rows": "batch_size"}
+"""Fields that version 0.1 wrote, and their current names."""
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`; a last line that a killed run left half-written is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without a last line that a killed run wrote in part; [] if there is no file."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [_with_current_names(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
+    return {EARLIER_NAMES.get(name, name): value for name, value in line.items()}
 
 
 class Reporter:
-    """Reports the events of a run; in processes other than the main one it does nothing.
+    """Reports the events of a run, in the main process only.
 
-    A disk that is full or a terminal that is gone does not stop a run: what could not be written to `metrics.jsonl`
-    is written with the next line.
+    A full disk or a closed terminal does not stop the run: lines that could not be written to `metrics.jsonl` are
+    written with the next one.
 
     Args:
-        path: of `metrics.jsonl`. Lines of steps after `step` are removed: they will be made again.
-        step: the step at which the run goes on, 0 at its start.
-        accelerator: whose trackers get the metrics too.
+        path: of `metrics.jsonl`. Lines of steps after `step` are removed, because the run repeats these steps.
+        step: at which the run starts or resumes.
+        accelerator: its trackers get the metrics too.
     """
 
-    def __init__(self, path: Path, step: int, accelerator):
+    def __init__(self, path: Path, step: int, accelerator: Accelerator):
         self.path, self.accelerator, self.active = path, accelerator, accelerator.is_main_process
+        self.lines: list[str] = []
+        self.is_written = True  # whether the file holds exactly `lines`
         if self.active:
             self.lines = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
             write_atomically(path, "".join(self.lines))
-            self.is_written = True  # whether the file holds exactly these lines
-            self.bar = tqdm(
-                total=1.0,
-                disable=not sys.stderr.isatty(),
-                bar_format="{percentage:3.0f}% of the budget |{bar}| {desc}",
-            )
-            self.next_line = time.monotonic()
+        layout = "{percentage:3.0f}% of the budget |{bar}| {desc}"
+        self.bar = progress_bar(1.0, "", enabled=self.active, bar_format=layout)
 
-    def progress(self, share: float, text: str) -> None:
-        """Moves the bar to `share` of the budget, with `text` beside it; without a terminal, prints now and then."""
-        if not self.active:
-            return
-        self.bar.n = share
-        self.bar.set_description_str(text, refresh=False)
-        self.bar.refresh()
-        if self.bar.disable and time.monotonic() >= self.next_line:
-            self.say(f"{share:4.0%} of the budget | {text}")
-            self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+    def show_progress(self, budget_fraction: float, text: str) -> None:
+        """Shows the fraction of the budget that is spent, and `text` beside it."""
+        if self.active:
+            self.bar.set_description_str(text, refresh=False)
+            self.bar.update(budget_fraction - self.bar.n)
 
-    def metrics(self, values: dict) -> None:
-        """Appends a line to `metrics.jsonl` and tells the trackers."""
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl` and passes its numbers to the trackers.
+
+        Args:
+            values: with `step`; a list has one number for each layer.
+        """
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for name in ("leaves_used", "leaf_entropy"):
-            numbers |= {f"{name}/layer_{i}": value for i, value in enumerate(values.get(name, []))}
+        for name, value in values.items():
+            if isinstance(value, list):
+                numbers |= {f"{name}/layer_{layer}": number for layer, number in enumerate(value)}
         self.accelerator.log(numbers, step=values["step"])
         if self.active:
             self.lines.append(json.dumps(values) + "\n")
@@ -82,27 +84,20 @@ class Reporter:
                 write_atomically(self.path, "".join(self.lines))
             self.is_written = True
         except OSError as error:
-            if was_written:  # said once, not with every line
-                self.say(f"warning: {self.path} could not be written: {error}; its lines are kept for the next time")
+            if was_written:  # warn once, not at every line
+                self.say(
+                    f"warning: {self.path} could not be written: {error}; its lines are kept for the next attempt"
+                )
 
     def say(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a message above the bar."""
         if self.active:
             self.bar.clear()
-            with contextlib.suppress(OSError):  # nobody is listening any more
+            with contextlib.suppress(OSError):  # the reader of stdout is gone
                 print(text, flush=True)
 
     def close(self) -> None:
-        if self.active:
-            self.bar.close()
-            if not self.is_written:
-                self._write()
-
-
-def duration(seconds: float) -> str:
-    """A time a person reads: 5s, 3m 20s, 1h 05m."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h {minutes:02}m"
-    return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
+        """Closes the bar and writes the lines that could not be written before."""
+        self.bar.close()
+        if not self.is_written:
+            self._write()

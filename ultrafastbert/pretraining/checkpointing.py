@@ -1,0 +1,135 @@
+"""What a pretraining run saves and loads: checkpoints, the final model, and its configuration file."""
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from transformers import AutoTokenizer
+from transformers import __version__ as transformers_version
+
+from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
+from ultrafastbert.pretraining.arguments import PretrainArguments
+from ultrafastbert.pretraining.data.packed import PackedData
+from ultrafastbert.pretraining.evaluation import Evaluation
+from ultrafastbert.pretraining.schedule import Progress
+from ultrafastbert.runs.checkpoints import CheckpointError, read_checkpoint, save_checkpoint, write_directory
+from ultrafastbert.runs.directory import CHECKPOINTS, CONFIG, FINAL, TRAINING_RECORD, run_of
+from ultrafastbert.runs.settings import changed_settings, refuse_changes
+from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import write_atomically
+
+
+class Checkpointer:
+    """Saves and loads the state of a run.
+
+    Args:
+        arguments: of the run.
+        data: that it trains on.
+        model: that is trained, without wrapper.
+        accelerator: with the model and the optimiser.
+    """
+
+    def __init__(
+        self,
+        arguments: PretrainArguments,
+        data: PackedData,
+        model: UltraFastBertForMaskedLM,
+        accelerator: Accelerator,
+    ):
+        self.arguments, self.data, self.model, self.accelerator = arguments, data, model, accelerator
+        self.output = Path(arguments.output_dir)
+        self.saved_step: int | None = None
+
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Loads model, optimiser and random generators from the checkpoint of a step."""
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except Exception as error:  # errors of torch, safetensors and pickle
+            raise CheckpointError(f"checkpoint {checkpoint} cannot be loaded: {error}") from error
+        if run_of(checkpoint) == self.output.resolve():
+            self.saved_step = step
+
+    def save(self, progress: Progress) -> Path:
+        """Writes a checkpoint, unless that of this step exists, and returns its path."""
+        directory = self.output / CHECKPOINTS
+        if self.saved_step != progress.step:
+            content = {
+                "progress": asdict(progress),
+                "arguments": self.arguments.to_dict(),
+                "config": self.model.config.to_dict(),
+                "data_directory": str(self.data.directory.resolve()),
+                "data_fingerprint": self.data.fingerprint,
+            }
+            keep = self.arguments.train.keep_checkpoints
+            save_checkpoint(self.accelerator, directory, progress.step, content, keep)
+            self.saved_step = progress.step
+        return directory / f"step-{progress.step}"
+
+    def save_final(self, progress: Progress, evaluation: Evaluation) -> Path:
+        """Writes the trained model with its tokenizer to `final`, and returns its path."""
+        final = self.output / FINAL
+        record = asdict(progress) | asdict(evaluation)
+        record |= {"unigram_entropy": self.data.unigram_entropy, "data_fingerprint": self.data.fingerprint}
+
+        def write(directory: Path) -> None:
+            if self.accelerator.is_main_process:
+                self.model.save_pretrained(directory)
+                AutoTokenizer.from_pretrained(self.data.tokenizer_directory).save_pretrained(directory)
+                (directory / TRAINING_RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+        try:
+            write_directory(final, write, self.accelerator)
+        except Exception as error:  # a full disk is an OSError or an error of safetensors
+            raise UserError(
+                f"the trained model could not be written to {final}: {error}; make room and resume with --resume auto"
+                f" from the last checkpoint in {self.output / CHECKPOINTS}"
+            ) from error
+        return final
+
+    def write_config(self) -> None:
+        """Writes the options of the run, with the versions and the data as comments."""
+        if self.accelerator.is_main_process:
+            versions = f"torch {torch.__version__}, transformers {transformers_version}"
+            comment = (
+                f"# {versions}, Python {platform.python_version()}\n"
+                f"# data: {self.data.directory}, fingerprint {self.data.fingerprint}\n"
+            )
+            settings = self.arguments.to_dict() | {"resume": "auto"}  # using the file again resumes the run
+            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            write_atomically(self.output / CONFIG, comment + text)
+
+
+def read_progress(
+    checkpoint: Path, arguments: PretrainArguments, data: PackedData, accelerator: Accelerator
+) -> Progress:
+    """The progress at a checkpoint; prints the training options that have changed since.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete or damaged.
+        UserError: it is of another model, other data or another seed.
+    """
+    content = read_checkpoint(checkpoint)
+    before = content["arguments"] | {"data_fingerprint": content["data_fingerprint"]}
+    changes = changed_settings(before, arguments.to_dict() | {"data_fingerprint": data.fingerprint})
+    fixed = {name: change for name, change in changes.items() if _is_fixed(name)}
+    refuse_changes(f"checkpoint {checkpoint}", fixed, "Choose another output_dir, or resume=never to start again.")
+    for name, (old, new) in changes.items():
+        if name.startswith("train."):
+            accelerator.print(f"changed since the checkpoint: {name} was {old!r} and is {new!r}")
+    return Progress.from_dict(content["progress"])
+
+
+def _is_fixed(name: str) -> bool:
+    return name.startswith("model.") or name in ("seed", "data_fingerprint")
+
+
+def step_of_final(output: Path) -> int | None:
+    """The step at which the model in `final` was written; None if there is none."""
+    try:
+        return json.loads((output / FINAL / TRAINING_RECORD).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError):
+        return None
