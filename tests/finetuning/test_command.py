@@ -51,11 +51,11 @@ def test_settings_are_the_recipe_and_nothing_else():
     ("argv", "message"),
     [
         (["--epochs=0"], "epochs is 0; it should be greater than 0"),
-        (["--warmup=2"], "warmup is 2.0; it should be between 0 and 1"),
+        (["--warmup=2"], "warmup is 2.0; it should be from 0 to 1"),
         (["--lr_sweep=[1e-4,1e-4]"], "lr_sweep is"),
         (["--holdout=1"], "holdout is 1.0"),
         (["--tasks=cola,cola"], "should be different names"),
-        (["--own.test=a.csv"], "own.train is not given"),
+        (["--own.test=a.csv"], "own.train is missing"),
         (["--own.train=a.csv", "--tasks=cola"], "own.train and tasks are both given"),
         (["--own.text_columns=[a,b,c]"], "own.text_columns is"),
         (["--epoch=3"], "epoch"),

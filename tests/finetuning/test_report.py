@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ultrafastbert.finetuning.data.tasks import Split, Task, TaskData
-from ultrafastbert.finetuning.report import PAPER_ROWS, PAPER_TITLES, collect, render, write_report
+from ultrafastbert.finetuning.report import PAPER_ROWS, PAPER_TITLES, collect, render_report, write_report
 
 SETTINGS = {"epochs": 5, "batch_size": 16, "lr": 4e-5, "lr_sweep": None, "warmup": 0.1, "dropout": 0.1}
 SETTINGS |= {"max_length": 128, "random_init": False}
@@ -41,7 +41,7 @@ def test_median_spread_and_best(tmp_path):
     assert score["standard_deviation"] == pytest.approx(np.std([0.5, 0.9, 0.6], ddof=1))
     assert score["other"] == {"f1": 0.3}
     assert results["name"] == "small"
-    assert "| RTE | accuracy | 60.0 | 50.0 to 90.0 | 90.0 | f1 30.0 | 3 |" in render(results)
+    assert "| RTE | accuracy | 60.0 | 50.0 to 90.0 | 90.0 | f1 30.0 | 3 |" in render_report(results)
 
 
 def test_averages_are_those_of_the_papers(tmp_path):
@@ -57,7 +57,7 @@ def test_averages_are_those_of_the_papers(tmp_path):
     assert averages["average"]["best"] == pytest.approx(mean(scores[title]["maximum"] for title in PAPER_TITLES))
     assert len(averages["average without CoLA"]["of"]) == 8 and len(averages["average with WNLI"]["of"]) == 10
 
-    table = render(results)
+    table = render_report(results)
     row = next(line for line in table.splitlines() if line.startswith("| **m**, median"))
     mnli = f"{100 * scores['MNLI-m']['median']:.1f} / {100 * scores['MNLI-mm']['median']:.1f}"
     cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
@@ -79,22 +79,22 @@ def test_the_papers_averages_count_mnli_twice(name):
 
 def test_a_part_of_the_tasks_has_no_average_beside_the_papers(tmp_path):
     write_run(tmp_path, "rte", 0, [0.5], settings=SETTINGS | {"random_init": True})
-    table = render(collect(tmp_path, "m", True))
+    table = render_report(collect(tmp_path, "m", True))
     assert "| **m, random weights**, median | 50.0 | – | – | – | – / – | – | – | – | – | – |" in table
     assert "average without CoLA (" not in table and "`m` with random weights" in table
 
 
 def test_what_a_reader_should_know_is_there(tmp_path):
-    warned = {"RTE": {"values": {"accuracy": 0.5}, "warnings": ["predictions are class 0 in all rows (277)"]}}
-    write_run(tmp_path, "rte", 0, [0.5], evaluations=warned, truncated={"train": 12}, notes=["3 rows were left out"])
+    warned = {"RTE": {"values": {"accuracy": 0.5}, "warnings": ["predictions are class 0 in all examples (277)"]}}
+    write_run(tmp_path, "rte", 0, [0.5], evaluations=warned, truncated={"train": 12}, notes=["3 lines were skipped"])
     directory = write_run(tmp_path, "rte", 1, [0.5])
     result = json.loads((directory / "result.json").read_text()) | {"diverged": "the loss of an epoch is nan"}
     del result["evaluations"]
     (directory / "result.json").write_text(json.dumps(result))
-    table = render(collect(tmp_path, "m", False))
-    assert "- rte: 3 rows were left out" in table
-    assert "- rte: rows longer than 128 tokens were cut: 12 of 1,000 train." in table
-    assert "- rte, seed 0: predictions are class 0 in all rows (277)." in table
+    table = render_report(collect(tmp_path, "m", False))
+    assert "- rte: 3 lines were skipped" in table
+    assert "- rte: examples longer than 128 tokens were truncated: 12 of 1,000 train." in table
+    assert "- rte, seed 0: predictions are class 0 in all examples (277)." in table
     assert "- rte, seed 1 diverged and has no score: the loss of an epoch is nan." in table
     assert collect(tmp_path, "m", False)["scores"]["RTE"]["values"] == [0.5]
 
@@ -111,8 +111,8 @@ def test_predictions_are_those_of_the_best_run(tmp_path):
     assert written[2:] == ["0", "not_entailment", "1", "entailment", "2", "not_entailment"]
     table = files["table"].read_text()
     assert "best on the development set: rte seed 1." in table
-    assert "A submission to the benchmark needs CoLA, SST-2" in table
+    assert "A submission to the benchmark also needs CoLA, SST-2" in table
 
 
 def test_nothing_is_finished_yet(tmp_path):
-    assert "No run is finished." in render(collect(tmp_path, "m", False))
+    assert "No run has finished." in render_report(collect(tmp_path, "m", False))

@@ -35,7 +35,7 @@ def tokenizer():
 @pytest.mark.parametrize("max_length", [5, 7, 64])
 @pytest.mark.parametrize("at_once", [2, 100])
 def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(tokenizer, monkeypatch, texts, max_length, at_once):
-    monkeypatch.setattr(encoding, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(encoding, "EXAMPLES_AT_ONCE", at_once)
     split = EncodedSplit(Split("x", texts, None, []), tokenizer, max_length)
     rows = [2, 0]
     expected = tokenizer(

@@ -216,7 +216,7 @@ def test_a_missing_diagnostic_set_is_noted_and_a_missing_test_set_is_an_error(wr
     assert len(notes) == 1
     assert "AX" in notes[0] and all(file in notes[0] for file in AX_FILES)
     (data_dir / "MNLI" / "test_mismatched.tsv").unlink()
-    with pytest.raises(UserError, match=r"test_mismatched\.tsv is not there; .*MNLI has dev_matched\.tsv, "):
+    with pytest.raises(UserError, match=r"test_mismatched\.tsv does not exist; .*MNLI contains dev_matched\.tsv, "):
         load_glue("mnli", data_dir)
 
 
@@ -227,7 +227,7 @@ def test_broken_rows_of_qqp_are_left_out_counted_and_named(write):
     assert (data.train.texts, data.train.labels) == TRAINING["qqp"]
     assert data.train.ids == ["0", "1"]
     (note,) = data.train.notes
-    assert note.startswith("left out 9 lines of ")
+    assert note.startswith("skipped 9 lines of ")
     assert note.endswith("QQP/train.tsv with the wrong number of columns: 2, 3, 4, 5, 6, ...")
     assert data.evaluations[0].notes == data.tests[0].notes == []
 
@@ -280,13 +280,13 @@ def test_files_that_are_empty_or_missing(write, tmp_path):
     with pytest.raises(UserError, match=r"RTE/dev\.tsv is empty"):
         load_glue("rte", tmp_path)
     (tmp_path / "RTE" / "dev.tsv").unlink()
-    with pytest.raises(UserError, match=r"RTE/dev\.tsv is not there; \S*RTE has test\.tsv, train\.tsv"):
+    with pytest.raises(UserError, match=r"RTE/dev\.tsv does not exist; \S*RTE contains test\.tsv, train\.tsv"):
         load_glue("rte", tmp_path)
-    with pytest.raises(UserError, match=r"WNLI/train\.tsv is not there; \S* has RTE"):
+    with pytest.raises(UserError, match=r"WNLI/train\.tsv does not exist; \S* contains RTE"):
         load_glue("wnli", tmp_path)
     with pytest.raises(UserError, match=r"data_dir is \S*nowhere; it should be a directory with the folder RTE"):
         load_glue("rte", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="'mnli-mm' is not a task of GLUE; it should be one of cola, sst2, "):
+    with pytest.raises(UserError, match="'mnli-mm' is not a GLUE task; it should be one of cola, sst2, "):
         load_glue("mnli-mm", tmp_path)
 
 
@@ -295,9 +295,9 @@ def test_ids_are_those_of_the_file_in_its_order(write):
     data = load_glue("rte", write("rte", test=[header, "7\tA.\tB.", "3\tC.\tD."]))
     assert data.tests[0].ids == ["7", "3"]
     assert data.tests[0].texts == [("A.", "B."), ("C.", "D.")]
-    with pytest.raises(UserError, match=r"test\.tsv, line 4: the row's id is 7, as in 2; each should be"):
+    with pytest.raises(UserError, match=r"test\.tsv, line 4: the id is 7, as in 2; all ids should be different"):
         load_glue("rte", write("rte", test=[header, "7\tA.\tB.", "3\tC.\tD.", "7\tE.\tF."]))
-    with pytest.raises(UserError, match=r"test\.tsv, line 2: the row's id is 'x'; it should be a whole number"):
+    with pytest.raises(UserError, match=r"test\.tsv, line 2: the id is 'x'; it should be a whole number"):
         load_glue("rte", write("rte", test=[header, "x\tA.\tB."]))
 
 
@@ -390,9 +390,9 @@ def test_test_labels_of_the_hub_are_left_alone(hub):
         ({"train": hub_split("stsb", [("A.", "B.")], [0.5])}, "has the classes None"),
         ({"train": hub_split("rte", [("A.", "B.")], [-1])}, r"split train, row 0, column 'label' is -1"),
         ({"train": hub_split("rte", [("A.", None)], [1])}, r"split train, row 0: column 'sentence2' has no text"),
-        ({"train": hub_split("mnli", [("A.", "B.")], [1])}, r"has no column 'sentence1', it has: premise, hypothesis"),
+        ({"train": hub_split("mnli", [("A.", "B.")], [1])}, r"has no column 'sentence1'; it has premise, hypothesis"),
         ({"validation": hub_split("rte", [("A.", "B.")], [0]).select([])}, "split validation has no rows"),
-        ({"test": None}, "has no split 'test', it has: train, validation"),
+        ({"test": None}, "has no split 'test'; it has train, validation"),
     ],
 )
 def test_the_hub_is_not_as_expected(hub, splits, message):

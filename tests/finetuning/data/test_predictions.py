@@ -101,8 +101,8 @@ def test_equal_predictions_give_equal_bytes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("prediction", "error", "message"),
     [
-        (predict("RTE", [0, 1, 1], ["0", "1"]), ValueError, "RTE has 2 rows, but 3 predictions"),
-        (predict("RTE", [], ["0", "1"]), ValueError, "RTE has 2 rows, but 0 predictions"),
+        (predict("RTE", [0, 1, 1], ["0", "1"]), ValueError, "RTE has 2 examples, but 3 predictions"),
+        (predict("RTE", [], ["0", "1"]), ValueError, "RTE has 2 examples, but 0 predictions"),
         (predict("RTE", [0, 2]), ValueError, "RTE is 2; it should be a class from 0 to 1"),
         (predict("RTE", [-1, 0]), ValueError, "RTE is -1; it should be a class from 0 to 1"),
         (predict("CoLA", [0]), ValueError, "two predictions for CoLA"),

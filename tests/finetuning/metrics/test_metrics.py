@@ -124,21 +124,21 @@ def test_mean_of_f1_is_decided_by_the_number_of_classes():
 @pytest.mark.parametrize(
     ("metric", "predictions", "references", "values", "said"),
     [
-        ("matthews", [1, 1, 1], [0, 1, 1], [0.0], ["predictions are class 1 in all rows (3)"]),
-        ("matthews", [0, 1, 1], [0, 0, 0], [0.0], ["references are class 0 in all rows (3)"]),
-        ("matthews", [1], [1], [0.0], ["class 1 in all rows (1)"]),
+        ("matthews", [1, 1, 1], [0, 1, 1], [0.0], ["predictions are class 1 in all examples (3)"]),
+        ("matthews", [0, 1, 1], [0, 0, 0], [0.0], ["references are class 0 in all examples (3)"]),
+        ("matthews", [1], [1], [0.0], ["class 1 in all examples (1)"]),
         ("accuracy_f1", [0, 0, 0], [0, 1, 0], [2 / 3, 0.0], ["class 0", "class 1 (0 of 3 predictions, 1 of 3"]),
-        ("accuracy_f1", [1, 1, 1, 1], [0, 1, 1, 1], [0.75, 6 / 7], ["predictions are class 1 in all rows (4)"]),
+        ("accuracy_f1", [1, 1, 1, 1], [0, 1, 1, 1], [0.75, 6 / 7], ["predictions are class 1 in all examples (4)"]),
         ("accuracy_f1", [0], [0], [1.0, 0.0], ["predictions", "references", "class 1 (0 of 1 predictions, 0 of 1"]),
         (
             "pearson_spearman",
             [2.5] * 3,
             [1, 2, 3],
             [0.0, 0.0],
-            ["predictions are constant (rows: 3, from 2.5 to 2.5)"],
+            ["predictions are constant (3 examples, from 2.5 to 2.5)"],
         ),
         ("pearson_spearman", [1, 2, 3], [0, 0, 0], [0.0, 0.0], ["references are constant"]),
-        ("pearson_spearman", [1], [1], [0.0, 0.0], ["predictions are constant (rows: 1"]),
+        ("pearson_spearman", [1], [1], [0.0, 0.0], ["predictions are constant (1 examples"]),
     ],
 )
 def test_degenerate_rows_have_values_and_a_warning(metric, predictions, references, values, said, recwarn):
@@ -152,7 +152,7 @@ def test_absent_classes_are_told_apart():
     _, warnings = compute_metric("accuracy_f1", [0, 0, 1], [0, 2, 1], num_labels=4)
     assert warnings == [
         "F1 counts as 0 for class 2 (0 of 3 predictions, 1 of 3 references)",
-        "the mean of F1 leaves out class 3 (0 of 3 predictions, 0 of 3 references)",
+        "the mean of F1 ignores class 3 (0 of 3 predictions, 0 of 3 references)",
     ]
     _, warnings = compute_metric("accuracy_f1", [0, 1], [0, 1], num_labels=150)
     assert len(warnings) == 1 and warnings[0].endswith("class 6 (0 of 2 predictions, 0 of 2 references), and 143 more")
@@ -179,16 +179,21 @@ def test_rounding_around_a_constant_is_no_correlation():
 @pytest.mark.parametrize(
     ("metric", "predictions", "references", "message"),
     [
-        ("matthews", [], [], "no rows"),
-        ("matthews", [], [1, 0], "no rows"),
+        ("matthews", [], [], "no examples"),
+        ("matthews", [], [1, 0], "no examples"),
         ("accuracy_f1", [1, 0], [1], r"predictions \(2\) and references \(1\)"),
-        ("accuracy_f1", [1, 2], [1, 0], r"predictions\[1\] is 2; it should be a class, a whole number from 0 to 1"),
+        ("accuracy_f1", [1, 2], [1, 0], r"predictions\[1\] is 2; it should be a class, an integer from 0 to 1"),
         ("accuracy_f1", [1, 0], [1, -100], r"references\[1\] is -100"),
-        ("matthews", [0.2, 0.7], [1, 0], r"predictions\[0\] is 0.2; .* \(2 of 2 rows are not\)"),
+        ("matthews", [0.2, 0.7], [1, 0], r"predictions\[0\] is 0.2; .* \(2 of 2 examples are not\)"),
         ("matthews", [1, math.nan], [1, 0], r"predictions\[1\] is nan"),
         ("accuracy_f1", [[0.1, 0.9], [0.3, 0.7]], [1, 0], "format"),
         ("accuracy_f1", ["entailment", "neutral"], [1, 0], "entailment"),
-        ("pearson_spearman", [1.0, math.nan, 2.0], [1, 2, 3], r"predictions\[1\] is nan; .* \(1 of 3 rows are not\)"),
+        (
+            "pearson_spearman",
+            [1.0, math.nan, 2.0],
+            [1, 2, 3],
+            r"predictions\[1\] is nan; .* \(1 of 3 examples are not\)",
+        ),
         ("pearson_spearman", [1.0, 2.0], [1, math.inf], r"references\[1\] is inf"),
         ("pearson_spearman", [1.0, None], [1, 2], r"predictions\[1\] is nan"),
         ("bleu", [1], [1], "metric is 'bleu'; it should be one of matthews, accuracy_f1, pearson_spearman"),
