@@ -35,24 +35,22 @@ MODEL_SETTINGS = ("model", "random_init")
 
 
 @dataclass(frozen=True)
-class FinetuningResult:
-    """The part of a `glue.json` that is compared.
+class TaskScores:
+    """The scores of a development set: its metric, the value for every seed, and the fingerprint of the examples."""
 
-    Attributes:
-        path: the file.
-        name: of the model.
-        settings: of the fine-tuning.
-        metrics: by title of a development set (`MNLI-m`), the name of the task's primary metric.
-        values: by title, that metric for every seed, not multiplied by 100.
-        data: by title, the fingerprint of the task's examples.
-    """
+    metric: str
+    values: list[float]
+    data_fingerprint: str
+
+
+@dataclass(frozen=True)
+class FinetuningResult:
+    """The part of a `glue.json` that is compared: the model's name, settings, and scores by title (`MNLI-m`)."""
 
     path: Path
     name: str
     settings: dict[str, Any]
-    metrics: dict[str, str]
-    values: dict[str, list[float]]
-    data: dict[str, str]
+    scores: dict[str, TaskScores]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Comparison:
 
     def medians(self, title: str) -> tuple[float, float]:
         """The medians of A and B over their seeds, times 100."""
-        a, b = (100 * median(result.values[title]) for result in self.results)
+        a, b = (100 * median(result.scores[title].values) for result in self.results)
         return a, b
 
     def average(self, label: str) -> tuple[float, float]:
@@ -99,20 +97,18 @@ def read_result(path: Path) -> FinetuningResult:
     if found != FORMAT:
         raise UserError(f"{path} has format {json.dumps(found)}, not {FORMAT}: {EXPECTED}")
     try:
-        scores = content["scores"].items()
-        result = FinetuningResult(
-            path,
-            str(content["name"]),
-            dict(content["settings"]),
-            metrics={title: str(score["metric"]) for title, score in scores},
-            values={title: [float(value) for value in score["values"]] for title, score in scores},
-            data={title: str(score["data_fingerprint"]) for title, score in scores},
-        )
+        scores = {
+            title: TaskScores(str(score["metric"]), [*map(float, score["values"])], str(score["data_fingerprint"]))
+            for title, score in content["scores"].items()
+        }
+        result = FinetuningResult(path, str(content["name"]), dict(content["settings"]), scores)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {EXPECTED}") from error
-    for title, seeds in result.values.items():
-        if not seeds or not all(map(math.isfinite, seeds)):
-            raise UserError(f"{path}: the values of {title} are {seeds}; they should be a finite number for each seed")
+    for title, score in scores.items():
+        if not score.values or not all(map(math.isfinite, score.values)):
+            raise UserError(
+                f"{path}: the values of {title} are {score.values}; they should be a finite number for each seed"
+            )
     return result
 
 
@@ -124,7 +120,7 @@ def compare_results(a: FinetuningResult, b: FinetuningResult) -> Comparison:
     """
     if a.path.resolve() == b.path.resolve():
         raise UserError(f"{a.path} and {b.path} are the same file; they should be two results")
-    titles = [title for title in a.metrics if a.metrics[title] == b.metrics.get(title)]
+    titles = [t for t, score in a.scores.items() if t in b.scores and score.metric == b.scores[t].metric]
     if not titles:
         raise UserError(
             f"{a.path} ({_scores(a)}) and {b.path} ({_scores(b)}) have no task in common;"
@@ -142,7 +138,7 @@ def compare_results(a: FinetuningResult, b: FinetuningResult) -> Comparison:
 
 
 def _scores(result: FinetuningResult) -> str:
-    return ", ".join(f"{title} by {metric}" for title, metric in result.metrics.items()) or "no scores"
+    return ", ".join(f"{title} by {score.metric}" for title, score in result.scores.items()) or "no scores"
 
 
 # The table
@@ -153,10 +149,10 @@ def render_comparison(comparison: Comparison) -> str:
     header = ("task", "metric", "seeds", "A: median [min, max]", "B: median [min, max]", "A - B")
     rows = []
     for title in comparison.titles:
-        values = [result.values[title] for result in comparison.results]
+        values = [result.scores[title].values for result in comparison.results]
         seeds = " and ".join(dict.fromkeys(str(len(seeds)) for seeds in values))
         cells = [f"{100 * median(s):z.1f} [{100 * min(s):z.1f}, {100 * max(s):z.1f}]" for s in values]
-        metric = comparison.results[0].metrics[title]
+        metric = comparison.results[0].scores[title].metric
         rows.append((title, metric, seeds, *cells, _difference(comparison.medians(title))))
     for label, titles in comparison.averages.items():
         average = comparison.average(label)
@@ -179,19 +175,20 @@ def _not_compared(comparison: Comparison) -> list[str]:
     a, b = comparison.results
     lines = []
     for letter, result, other in (("A", a, b), ("B", b, a)):
-        alone = [title for title in result.metrics if title not in other.metrics]
+        alone = [title for title in result.scores if title not in other.scores]
         if alone:
             lines.append(f"Only {letter} has {', '.join(alone)}.")
-    for title, metric in a.metrics.items():
-        if title in b.metrics and title not in comparison.titles:
-            lines.append(f"{title} is not compared: its metric is {metric} in A and {b.metrics[title]} in B.")
+    for title in a.scores:
+        if title in b.scores and title not in comparison.titles:
+            metrics = f"{a.scores[title].metric} in A and {b.scores[title].metric} in B"
+            lines.append(f"{title} is not compared: its metric is {metrics}.")
     return ["", *lines] if lines else []
 
 
 def _what_differs(comparison: Comparison) -> list[str]:
     a, b = comparison.results
     lines = []
-    changed = [title for title in comparison.titles if a.data[title] != b.data[title]]
+    changed = [t for t in comparison.titles if a.scores[t].data_fingerprint != b.scores[t].data_fingerprint]
     if changed:
         lines.append(f"- the examples of {', '.join(changed)} are not the same in A and B")
     for name in a.settings | b.settings:
@@ -222,7 +219,7 @@ def draw_comparison(comparison: Comparison, directory: Path) -> Path:
     axes = panels[0, 0]
     for y, title in enumerate(comparison.titles):
         for side, result in enumerate(comparison.results):
-            _draw_seeds(axes, y + (side - 0.5) * 0.36, [100 * value for value in result.values[title]], side)
+            _draw_seeds(axes, y + (side - 0.5) * 0.36, [100 * value for value in result.scores[title].values], side)
         _label_difference(axes, y, comparison.medians(title))
     for y, label in enumerate(comparison.averages, len(comparison.titles)):
         for side, value in enumerate(comparison.average(label)):
@@ -252,8 +249,8 @@ def _label_difference(axes: "Axes", y: float, values: tuple[float, float]) -> No
 
 
 def _label_tasks(axes: "Axes", comparison: Comparison) -> None:
-    metrics = comparison.results[0].metrics
-    labels = [f"{title}\n{metrics[title].replace('_', ' ').capitalize()}" for title in comparison.titles]
+    scores = comparison.results[0].scores
+    labels = [f"{title}\n{scores[title].metric.replace('_', ' ').capitalize()}" for title in comparison.titles]
     labels += [f"{label}\nof {len(titles)}" for label, titles in comparison.averages.items()]
     axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -23,58 +23,31 @@ class Evaluation(TypedDict):
 
 
 class Outcome(TypedDict, total=False):
-    """What a run computes.
-
-    Attributes:
-        epochs: trained.
-        steps: trained.
-        train_loss: mean of each epoch.
-        held_out: the task's primary metric on the held-out training examples, if there are any.
-        evaluations: by title of a development set; missing in a trial of a learning rate.
-        predictions: by title of a test set, a class (int64) or a number (float32) for each example, `(examples,)`;
-            saved in files of their own.
-        seconds: of training and evaluation.
-        diverged: why the run has no score; then nothing else is present.
-    """
+    """What a run computes; `diverged` is the reason why a run has no score, and then nothing else is present."""
 
     epochs: int
     steps: int
-    train_loss: list[float]
-    held_out: float
-    evaluations: dict[str, Evaluation]
-    predictions: dict[str, np.ndarray]
+    train_loss: list[float]  # mean of each epoch
+    held_out: float  # the task's primary metric on held-out training examples, if there are any
+    evaluations: dict[str, Evaluation]  # by title of a development set; missing in a trial of a learning rate
+    predictions: dict[str, np.ndarray]  # by title of a test set: (examples,), int64 classes or float32 numbers
     seconds: float
     diverged: str
 
 
 class RunResult(Outcome):
-    """A run in `glue.json`; its `result.json` also states `task`, the task's name, and `settings`.
+    """A run in `glue.json`; `result.json` also has `task`, `settings`, but predictions are in files of their own."""
 
-    Attributes:
-        run: its name in messages.
-        metric: the task's primary metric.
-        seed: of the run.
-        lr: the learning rate at its peak.
-        is_trial: whether the run tried a learning rate for `lr_sweep`.
-        data_fingerprint: of the task's examples.
-        rows: examples by split.
-        notes: on the reading of the data.
-        truncated: examples that were too long, by split, where there are any.
-        new_weights: names of the weights that the pretrained model does not have.
-        parameters: of the model.
-        environment: device and versions.
-    """
-
-    run: str
-    metric: str
+    run: str  # its name in messages
+    metric: str  # the task's primary metric
     seed: int
     lr: float
-    is_trial: bool
+    is_trial: bool  # of a learning rate, for lr_sweep
     data_fingerprint: str
-    rows: dict[str, int]
-    notes: list[str]
-    truncated: dict[str, int]
-    new_weights: list[str]
+    rows: dict[str, int]  # examples by split
+    notes: list[str]  # on the reading of the data
+    truncated: dict[str, int]  # examples that were too long, by split, where there are any
+    new_weights: list[str]  # names of weights that the pretrained model does not have
     parameters: int
     environment: dict[str, str]
 
@@ -88,7 +61,7 @@ class Score(TypedDict):
     median: float
     minimum: float
     maximum: float
-    standard_deviation: float | None
+    standard_deviation: float | None  # None for one seed
     other: dict[str, float]
 
 
@@ -101,19 +74,7 @@ class Average(TypedDict):
 
 
 class Results(TypedDict):
-    """The content of `glue.json`.
-
-    Attributes:
-        format: `FORMAT`.
-        name: of the model in tables.
-        model: directory or name on the Hub.
-        settings: of the recipe.
-        model_fingerprint: hash of the model's files.
-        parameters: of the model.
-        scores: by title of a development set, such as `MNLI-m`.
-        averages: by label, such as `average without CoLA`.
-        tasks: the runs of each task.
-    """
+    """The content of `glue.json`."""
 
     format: int
     name: str
@@ -121,6 +82,6 @@ class Results(TypedDict):
     settings: dict[str, Any]
     model_fingerprint: str | None
     parameters: int | None
-    scores: dict[str, Score]
-    averages: dict[str, Average]
+    scores: dict[str, Score]  # by title of a development set, such as MNLI-m
+    averages: dict[str, Average]  # by label, such as "average without CoLA"
     tasks: dict[str, list[RunResult]]

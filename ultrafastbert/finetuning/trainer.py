@@ -200,24 +200,23 @@ def finetune(
     return outcome
 
 
+@dataclass
 class _Trainer:
-    """Trains and evaluates the model of one run; arguments as in `finetune`."""
+    """Trains and evaluates the model of one run; attributes as in `finetune`."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        encoded: EncodedTask,
-        recipe: Recipe,
-        lr: float,
-        seed: int,
-        device: torch.device,
-        check: Callable[[], None],
-    ):
-        self.model, self.encoded, self.task, self.recipe = model, encoded, encoded.task, recipe
-        self.lr, self.seed, self.device, self.check = lr, seed, device, check
-        self.generator = np.random.default_rng(seed)
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(recipe.precision, device))
-        model.to(device)  # pyright: ignore[reportArgumentType]
+    model: PreTrainedModel
+    encoded: EncodedTask
+    recipe: Recipe
+    lr: float
+    seed: int
+    device: torch.device
+    check: Callable[[], None]
+
+    def __post_init__(self):
+        self.task, self.generator = self.encoded.task, np.random.default_rng(self.seed)
+        enabled = uses_bf16(self.recipe.precision, self.device)
+        self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType]
 
     def train(self, hold_out: bool) -> Outcome:
         """Trains all epochs, or until early stopping."""

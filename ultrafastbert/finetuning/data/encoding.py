@@ -1,6 +1,7 @@
 """Examples as token ids, in batches of similar lengths so that little time is spent on padding."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,22 +35,13 @@ class EncodedSplit:
         self.columns: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(split), EXAMPLES_AT_ONCE):
             texts = split.texts[start : start + EXAMPLES_AT_ONCE]
-            # Without truncation first, to count the examples that are too long.
-            first, second = [text[0] for text in texts], [text[1] for text in texts if len(text) == 2]
-            encoding = tokenizer(first, second or None, return_attention_mask=False, verbose=False)
-            columns = {name: [np.array(ids, dtype=np.int32) for ids in encoding[name]] for name in encoding}
+            columns = self._encode(texts)  # without truncation, to count the examples that are too long
             for index, ids in enumerate(columns["input_ids"]):
                 if len(ids) > max_length:
                     self.truncated += 1
-                    cut = tokenizer(
-                        first[index],
-                        second[index] if second else None,
-                        truncation="longest_first",
-                        max_length=max_length,
-                        return_attention_mask=False,
-                    )
-                    for name in cut:
-                        columns[name][index] = np.array(cut[name], dtype=np.int32)
+                    cut = self._encode([texts[index]], truncation="longest_first", max_length=max_length)
+                    for name, (array,) in cut.items():
+                        columns[name][index] = array
             for name, arrays in columns.items():
                 self.columns.setdefault(name, []).extend(arrays)
         self.lengths = np.array([len(ids) for ids in self.columns["input_ids"]])
@@ -57,6 +49,11 @@ class EncodedSplit:
         if split.labels is not None:
             is_class = isinstance(split.labels[0], int)
             self.labels = torch.tensor(split.labels, dtype=torch.int64 if is_class else torch.float32)
+
+    def _encode(self, texts: list[tuple[str, ...]], **options: Any) -> dict[str, list[np.ndarray]]:
+        first, second = [text[0] for text in texts], [text[1] for text in texts if len(text) == 2]
+        columns = self.tokenizer(first, second or None, return_attention_mask=False, verbose=False, **options)
+        return {name: [np.array(ids, dtype=np.int32) for ids in columns[name]] for name in columns}
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -254,22 +254,17 @@ def _check_ids(ids: Sequence[str], place: str, numbers: Iterable[int]) -> None:
 
 
 def _load_from_hub(glue: GlueTask) -> TaskData:
-    splits = _download(glue.task.name)
-    train = _hub_split(splits, glue, glue.folder, "train")
-    evaluations = [_hub_split(splits, glue, title, f"validation{suffix}") for title, suffix in glue.splits]
-    tests = [_hub_split(splits, glue, title, f"test{suffix}", is_test=True) for title, suffix in glue.splits]
+    hub = _download(glue.task.name)
+    train = _hub_split(glue, glue.folder, hub, "train")
+    evaluations = [_hub_split(glue, title, hub, f"validation{suffix}") for title, suffix in glue.splits]
+    tests = [_hub_split(glue, title, hub, f"test{suffix}", is_test=True) for title, suffix in glue.splits]
     if glue.has_diagnostic_set:
-        tests.append(_hub_split(_download("ax"), glue, AX, "test", is_test=True))
+        tests.append(_hub_split(glue, AX, _download("ax"), "test", is_test=True))
     return TaskData(glue.task, train, evaluations, tests)
 
 
-@dataclass
-class _HubConfiguration:
-    place: str
-    splits: "datasets.DatasetDict"
-
-
-def _download(name: str) -> _HubConfiguration:
+def _download(name: str) -> "tuple[str, datasets.DatasetDict]":
+    """The name of a configuration in messages, and its splits."""
     place = f"{HUB_NAME}, configuration {name}"
     instead = "without the Hub, --data_dir DIR reads the benchmark's own TSV files"
     try:
@@ -277,16 +272,19 @@ def _download(name: str) -> _HubConfiguration:
     except ImportError as error:
         raise UserError(f"reading {HUB_NAME} from the Hub needs `pip install datasets`; {instead}") from error
     try:
-        return _HubConfiguration(place, datasets.load_dataset(HUB_NAME, name))
+        return place, datasets.load_dataset(HUB_NAME, name)
     except Exception as error:  # whatever the network, the Hub or its files raise
         reason = error if str(error) else type(error).__name__
         raise UserError(f"{place}, cannot be read from the Hugging Face Hub: {reason} ({instead})") from error
 
 
-def _hub_split(hub: _HubConfiguration, glue: GlueTask, title: str, name: str, is_test: bool = False) -> Split:
-    if name not in hub.splits:
-        raise UserError(f"{hub.place} has no split {name!r}; it has {', '.join(map(str, hub.splits))}")
-    rows, place, columns = hub.splits[name], f"{hub.place}, split {name}", glue.hub_texts or glue.texts
+def _hub_split(
+    glue: GlueTask, title: str, hub: "tuple[str, datasets.DatasetDict]", name: str, is_test: bool = False
+) -> Split:
+    place, splits = hub
+    if name not in splits:
+        raise UserError(f"{place} has no split {name!r}; it has {', '.join(map(str, splits))}")
+    rows, place, columns = splits[name], f"{place}, split {name}", glue.hub_texts or glue.texts
     _check_features(glue, (*columns, "label", "idx"), rows, place)
     content = rows[:]
     texts = list(zip(*(_stripped(content[column], column, place) for column in columns), strict=True))
