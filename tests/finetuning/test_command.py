@@ -1,4 +1,4 @@
-"""finetune_glue.py as its users call it: defaults, own data from files to a model that a pipeline loads, errors."""
+"""The command line of finetune_glue.py: defaults, errors, and own data from files to a model in a pipeline."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ def parse(*argv):
     return parse_arguments(FinetuneArguments, ["--model=m", *argv])
 
 
-def test_the_defaults_in_the_file_are_those_of_the_code():
+def test_the_file_of_defaults_agrees_with_the_code():
     stated = yaml.safe_load(DEFAULTS.read_text())
     assert parse() == FinetuneArguments(model="m")
     code = {field.name: field.default for field in dataclasses.fields(FinetuneArguments)}
@@ -32,7 +32,7 @@ def test_the_defaults_in_the_file_are_those_of_the_code():
     }
 
 
-def test_tasks_are_names_between_commas_or_a_list(tmp_path):
+def test_tasks_are_a_list_or_separated_by_commas(tmp_path):
     assert parse("--tasks=cola, rte").tasks == parse("--tasks", "[cola, rte]").tasks == ["cola", "rte"]
     config = tmp_path / "mine.yaml"
     config.write_text("tasks: [mrpc]\nlr: 1e-4\n")
@@ -40,7 +40,7 @@ def test_tasks_are_names_between_commas_or_a_list(tmp_path):
     assert (arguments.tasks, arguments.lr, arguments.epochs, arguments.batch_size) == (["mrpc"], 1e-4, 2, 16)
 
 
-def test_settings_are_the_recipe_and_nothing_else():
+def test_settings_are_exactly_the_recipe():
     settings = parse("--tasks=cola", "--seeds=3").settings
     assert settings == FinetuneArguments(model="other", data_dir="x", output_dir="y").settings
     assert set(settings) == {field.name for field in dataclasses.fields(Recipe)}
@@ -89,7 +89,7 @@ def test_own_data_from_csv_to_a_pipeline(tmp_path, small_model):
     results = json.loads((tmp_path / "out" / "glue.json").read_text())
     assert results["scores"]["reviews"]["median"] > 0.9
     assert results["tasks"]["reviews"][0]["rows"] == {"train": 108, "dev reviews": 12, "test reviews": 10}
-    assert "arXiv" not in (tmp_path / "out" / "glue.md").read_text()  # nothing to compare with
+    assert "arXiv" not in (tmp_path / "out" / "glue.md").read_text()  # its scores have no counterpart in the paper
 
     rows, classes = texts(10, 2)
     lines = (tmp_path / "out" / "predictions" / "reviews.tsv").read_text().splitlines()[1:]

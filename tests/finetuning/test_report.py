@@ -1,4 +1,4 @@
-"""Tables state medians, spreads and averages of what the runs say, and predictions come from the run they name."""
+"""Tables of medians, spreads and averages over runs, and predictions of the best run."""
 
 import json
 from statistics import mean
@@ -16,7 +16,7 @@ TITLES |= {"qqp": ["QQP"], "qnli": ["QNLI"], "cola": ["CoLA"], "wnli": ["WNLI"]}
 
 
 def write_run(output, task, seed, values, **changes):
-    """A result as a run leaves it, with `values` for the task's development sets."""
+    """Writes the result of a run with `values` for the task's development sets."""
     directory = output / "runs" / task / f"seed-{seed}"
     directory.mkdir(parents=True)
     result = {"run": f"{task}, seed {seed}", "task": task, "metric": "accuracy", "seed": seed, "lr": 4e-5}
@@ -44,7 +44,7 @@ def test_median_spread_and_best(tmp_path):
     assert "| RTE | accuracy | 60.0 | 50.0 to 90.0 | 90.0 | f1 30.0 | 3 |" in render_report(results)
 
 
-def test_averages_are_those_of_the_papers(tmp_path):
+def test_averages_are_defined_as_in_the_papers(tmp_path):
     """MNLI counts twice and WNLI not at all."""
     generator = np.random.default_rng(0)
     for task, titles in TITLES.items():
@@ -69,22 +69,21 @@ def test_averages_are_those_of_the_papers(tmp_path):
 
 @pytest.mark.parametrize("name", PAPER_ROWS)
 def test_the_papers_averages_count_mnli_twice(name):
-    """What is left for the part of MNLI that the paper does not print is near the part that it prints, in both of its
-    averages."""
+    """For the part of MNLI that the paper does not print, both averages imply about the score of the other part."""
     *tasks, without_cola, cola, average = PAPER_ROWS[name]
     without = 8 * without_cola - sum(tasks)
     assert without == pytest.approx(tasks[4], abs=1.5)
     assert (sum(tasks) + without + cola) / 9 == pytest.approx(average, abs=0.06)
 
 
-def test_a_part_of_the_tasks_has_no_average_beside_the_papers(tmp_path):
+def test_some_of_the_tasks_have_no_average_beside_the_papers(tmp_path):
     write_run(tmp_path, "rte", 0, [0.5], settings=SETTINGS | {"random_init": True})
     table = render_report(collect(tmp_path, "m", True))
     assert "| **m, random weights**, median | 50.0 | – | – | – | – / – | – | – | – | – | – |" in table
     assert "average without CoLA (" not in table and "`m` with random weights" in table
 
 
-def test_what_a_reader_should_know_is_there(tmp_path):
+def test_remarks_name_warnings_skipped_lines_truncation_and_divergence(tmp_path):
     warned = {"RTE": {"values": {"accuracy": 0.5}, "warnings": ["predictions are class 0 in all examples (277)"]}}
     write_run(tmp_path, "rte", 0, [0.5], evaluations=warned, truncated={"train": 12}, notes=["3 lines were skipped"])
     directory = write_run(tmp_path, "rte", 1, [0.5])
@@ -114,5 +113,5 @@ def test_predictions_are_those_of_the_best_run(tmp_path):
     assert "A submission to the benchmark also needs CoLA, SST-2" in table
 
 
-def test_nothing_is_finished_yet(tmp_path):
+def test_a_table_without_finished_runs(tmp_path):
     assert "No run has finished." in render_report(collect(tmp_path, "m", False))

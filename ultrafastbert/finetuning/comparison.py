@@ -145,7 +145,7 @@ def _scores(result: FinetuningResult) -> str:
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """A Markdown table of medians, minima and maxima, and remarks about what is not comparable."""
+    """A Markdown table of medians, minima and maxima, and remarks on everything that is not comparable."""
     header = ("task", "metric", "seeds", "A: median [min, max]", "B: median [min, max]", "A - B")
     rows = []
     for title in comparison.titles:

@@ -50,7 +50,7 @@ def collect(output: Path, model: str, random_init: bool) -> Results:
 
     Args:
         output: directory of the sweep.
-        model: what was fine-tuned, as it was given.
+        model: what is fine-tuned, as the option states it.
         random_init: whether its weights were ignored.
     """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (output / RUNS).glob(f"*/*/{RUN_RESULT}")]
@@ -63,7 +63,7 @@ def collect(output: Path, model: str, random_init: bool) -> Results:
         scores |= _scores(runs)
     path, settings = Path(model), results[0]["settings"] if results else {}
     name = (path.name == "final" and path.parent.name) or path.name
-    for result in results:  # what all runs of a task share is stated once
+    for result in results:  # stated once instead of in every run
         del result["task"], result["settings"]
     return {
         "format": FORMAT,

@@ -46,7 +46,7 @@ class RunResult(Outcome):
     data_fingerprint: str
     rows: dict[str, int]  # examples by split
     notes: list[str]  # on the reading of the data
-    truncated: dict[str, int]  # examples that were too long, by split, where there are any
+    truncated: dict[str, int]  # examples that were too long, by split, without zeros
     new_weights: list[str]  # names of weights that the pretrained model does not have
     parameters: int
     environment: dict[str, str]

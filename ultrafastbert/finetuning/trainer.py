@@ -74,7 +74,7 @@ class EncodedTask:
 
     @property
     def truncated(self) -> dict[str, int]:
-        """Number of truncated examples, by the name of the split, where there are any."""
+        """Number of truncated examples by the name of the split, without zeros."""
         splits = (self.train, *self.evaluations.values(), *self.tests.values())
         counts = zip(self.data.splits, [split.truncated for split in splits], strict=True)
         return {name: count for name, count in counts if count}

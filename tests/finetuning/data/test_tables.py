@@ -30,7 +30,7 @@ FORMATS = {".csv": as_csv, ".tsv": lambda rows: as_csv(rows, "\t"), ".jsonl": as
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads a task from the contents of its files, by default CSV, with a training file that has yes and no."""
+    """Loads a task from the contents of its files, by default CSV with the labels yes and no."""
 
     def load(train=CSV, validation="same", test=None, suffix=".csv", seed=0, **options):
         paths = {}
@@ -53,7 +53,7 @@ def labels_as_words(data, split):
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_every_format(load, suffix, compress):
+def test_every_format_is_read(load, suffix, compress):
     content = ("\ufeff" + FORMATS[suffix](ROWS)).encode()
     data = load(gzip.compress(content) if compress else content, suffix=suffix + ".gz" * compress)
     assert data.task.labels == ("no", "yes")
@@ -103,7 +103,7 @@ def test_labels_of_json(load):
 
 
 @pytest.mark.parametrize("label", [None, [1], {"a": 1}, 1.5])
-def test_labels_of_json_that_are_not_classes(load, label):
+def test_labels_of_json_that_are_not_classes_are_errors(load, label):
     with pytest.raises(UserError, match=r"train\.jsonl, line 2, column 'label' is .*; it should be a string, a whole"):
         load(as_jsonl([("t", "a"), ("t", label)]), suffix=".jsonl")
 
@@ -123,18 +123,18 @@ def test_regression(load, suffix, content):
 
 
 @pytest.mark.parametrize("label", ["nan", "inf", "1e999", "high", "1,5"])
-def test_numbers_that_are_not_finite(load, label):
+def test_numbers_that_are_not_finite_are_errors(load, label):
     with pytest.raises(UserError, match=r"train\.csv, line 3: the label is .*; it should be a finite number"):
         load(as_csv([("t", "1"), ("t", label)]), regression=True)
 
 
 @pytest.mark.parametrize("label", ["true", "NaN", "null", "[1]"])
-def test_numbers_of_json_that_are_not_finite_numbers(load, label):
+def test_values_of_json_that_are_not_finite_numbers_are_errors(load, label):
     with pytest.raises(UserError, match=r"train\.jsonl, line 1.* it should be a (finite )?number"):
         load(f'{{"text": "t", "label": {label}}}\n', suffix=".jsonl", regression=True)
 
 
-def test_test_rows_need_no_labels(load):
+def test_a_test_file_needs_no_labels(load):
     data = load(test=as_csv([("a",), ("b",)], header=("text",)))
     assert [(split.texts, split.labels, split.ids) for split in data.tests] == [([("a",), ("b",)], None, ["0", "1"])]
     assert load(test=as_csv([("a", "yes")])).tests[0].labels == [1]
@@ -144,7 +144,7 @@ def test_test_rows_need_no_labels(load):
         load(as_jsonl(ROWS), test='{"text": "a"}\n{"text": "b", "label": "yes"}\n', suffix=".jsonl")
 
 
-def test_held_out_rows_are_a_random_part_of_the_training_rows(load):
+def test_held_out_examples_are_a_random_part_of_the_training_file(load):
     rows = [(f"text {number}", "ab"[number % 2]) for number in range(40)]
     data = load(as_csv(rows), None, seed=1)
     (held,) = data.evaluations
@@ -176,7 +176,7 @@ def test_each_class_stays_in_training(load):
         load(as_csv(rows), None, validation_fraction=0.8)
 
 
-def test_a_row_at_least_is_held_out_and_one_is_left(load):
+def test_at_least_one_example_is_held_out_and_one_is_kept(load):
     numbers = as_csv([("a", "1"), ("b", "2")])
     assert len(load(numbers, None, regression=True, validation_fraction=0.01).evaluations[0]) == 1
     with pytest.raises(UserError, match=r"too few examples \(1\) to hold out 1 and keep one to train on"):
@@ -186,7 +186,7 @@ def test_a_row_at_least_is_held_out_and_one_is_left(load):
             load(numbers, None, regression=True, validation_fraction=fraction)
 
 
-def test_blank_lines_at_the_end_are_no_rows(load):
+def test_blank_lines_at_the_end_are_ignored(load):
     for suffix, content in ((".csv", as_csv(ROWS)), (".jsonl", as_jsonl(ROWS))):
         assert len(load(content + "\n\r\n\n", suffix=suffix).train) == 4
 
@@ -195,7 +195,7 @@ def test_carriage_returns_alone_end_records(load):
     assert load("text,label\ra,x\rb,y\r").train.texts == [("a",), ("b",)]
 
 
-def test_long_texts(load):
+def test_long_texts_are_read(load):
     text = "word " * 50_000 + "end"
     limit = csv.field_size_limit()
     assert load(as_csv([(text, "a"), ("t", "b")])).train.texts[0] == (text,)
@@ -223,7 +223,7 @@ def test_long_texts(load):
         (b"text,label\na\0b,x\n", r"line 2 has a null byte"),
     ],
 )
-def test_broken_csv(load, content, message):
+def test_errors_in_csv_name_file_and_line(load, content, message):
     with pytest.raises(UserError, match=message):
         load(content)
 
@@ -248,18 +248,18 @@ def test_broken_csv(load, content, message):
         ("", r"line 3 is not a JSON object, as each line should be: Expecting value$"),
     ],
 )
-def test_broken_jsonl(load, line, message):
+def test_errors_in_jsonl_name_file_and_line(load, line, message):
     rows = as_jsonl([("a", "x"), ("b", "y")])
     with pytest.raises(UserError, match=r"train\.jsonl, " + message):
         load(f'{rows}{line}\n{{"text": "c", "label": "y"}}\n', suffix=".jsonl")
 
 
-def test_a_label_that_training_does_not_have(load):
+def test_a_label_that_training_does_not_have_is_an_error(load):
     with pytest.raises(UserError, match=r"validation\.csv, line 4: the label 'maybe' is not in the training file"):
         load(validation=as_csv([("a\nb", "yes"), ("c", "maybe")]))
 
 
-def test_wrong_arguments(load, tmp_path):
+def test_wrong_arguments_are_errors(load, tmp_path):
     with pytest.raises(
         ValueError, match=r"own.text_columns is \['a', 'b', 'c'\]; it should be a list of one or two c"
     ):

@@ -56,7 +56,7 @@ def load_table(name: str, train: str | Path, own: OwnDataArguments, seed: int = 
         train: a .csv, .tsv, .jsonl or .json file (JSON: an object per line) in UTF-8; .gz may follow. CSV and TSV
             begin with the names of their columns, and quote with `"`.
         own: its columns, and its other files, of these formats too.
-        seed: decides which training examples are held out if there is no validation file; notes say how many are.
+        seed: decides which training examples are held out if there is no validation file.
 
     Raises:
         UserError: a file cannot be read or lacks a column; a text or label is empty or has the wrong type; a label is
@@ -173,7 +173,7 @@ def _text(record: dict[str, object], column: str, place: str) -> str:
 
 def _word(record: dict[str, object], own: OwnDataArguments, place: str) -> str:
     """The label as a word; of JSON's values, only those that can be written in one way."""
-    column, value = own.label_column, record.get(own.label_column)  # in JSON some rows of a test file may have none
+    column, value = own.label_column, record.get(own.label_column)  # JSON rows of a test file may lack it
     allowed = (str, int, float) if own.regression else (str, int)
     if not isinstance(value, allowed) or (own.regression and isinstance(value, bool)):
         expected = "a number" if own.regression else "a string, a whole number, true or false"

@@ -48,7 +48,7 @@ _CITATION = """
 
 
 class AccuracyF1(evaluate.Metric):
-    """Accuracy and F1, with inputs and values as its description says."""
+    """Accuracy and F1, whose description gives inputs and values."""
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info(_DESCRIPTION, _INPUTS, _CITATION, "https://arxiv.org/abs/1804.07461")

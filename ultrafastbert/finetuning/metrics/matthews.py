@@ -40,7 +40,7 @@ _CITATION = """
 
 
 class Matthews(evaluate.Metric):
-    """The Matthews correlation coefficient, with inputs and values as its description says."""
+    """The Matthews correlation coefficient, whose description gives inputs and values."""
 
     def _info(self) -> evaluate.MetricInfo:
         urls = ("https://doi.org/10.1016/0005-2795(75)90109-9", "https://doi.org/10.1016/j.compbiolchem.2004.09.006")

@@ -47,7 +47,7 @@ _CITATION = """
 
 
 class PearsonSpearman(evaluate.Metric):
-    """Pearson's and Spearman's correlations, with inputs and values as its description says."""
+    """Pearson's and Spearman's correlations, whose description gives inputs and values."""
 
     def _info(self) -> evaluate.MetricInfo:
         urls = ("https://doi.org/10.1098/rspl.1895.0041", "https://doi.org/10.2307/1412159")
