@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ultrafastbert.finetuning.comparison import compare_results, draw_comparison, read_result, render_comparison
-from ultrafastbert.finetuning.results import RESULTS
+from ultrafastbert.finetuning.schema import RESULTS
 from ultrafastbert.pretraining.curves import plot_runs
 from ultrafastbert.utils.errors import UserError
 

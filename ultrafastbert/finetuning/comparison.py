@@ -15,7 +15,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from ultrafastbert.finetuning.report import PAPER_TITLES
-from ultrafastbert.finetuning.results import FORMAT, RESULTS
+from ultrafastbert.finetuning.schema import FORMAT, RESULTS
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.figures import new_figure, save_figure
 from ultrafastbert.utils.tables import markdown_table

@@ -17,7 +17,7 @@ import numpy as np
 from ultrafastbert.finetuning.data.glue import TASKS
 from ultrafastbert.finetuning.data.predictions import Prediction, write_predictions
 from ultrafastbert.finetuning.data.tasks import TaskData
-from ultrafastbert.finetuning.results import (
+from ultrafastbert.finetuning.schema import (
     FORMAT,
     PREDICTIONS,
     RESULTS,

@@ -30,7 +30,7 @@ from ultrafastbert.finetuning.arguments import Recipe
 from ultrafastbert.finetuning.data.encoding import EncodedSplit, evaluation_batches, training_batches
 from ultrafastbert.finetuning.data.tasks import Split, Task, TaskData
 from ultrafastbert.finetuning.metrics import compute_metric
-from ultrafastbert.finetuning.results import Evaluation, Outcome
+from ultrafastbert.finetuning.schema import Evaluation, Outcome
 from ultrafastbert.runs.optimizer import build_optimizer
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError

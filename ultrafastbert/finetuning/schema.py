@@ -1,4 +1,4 @@
-"""Results of fine-tuning: the files in an output directory, and the types of what they hold."""
+"""The files that fine-tuning writes: their names, and the types of what they hold."""
 
 from typing import Any, TypedDict
 
