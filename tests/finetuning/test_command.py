@@ -40,6 +40,10 @@ def test_tasks_are_a_list_or_separated_by_commas(tmp_path):
     assert (arguments.tasks, arguments.lr, arguments.epochs, arguments.batch_size) == (["mrpc"], 1e-4, 2, 16)
 
 
+def test_an_option_is_accepted_under_its_earlier_name():
+    assert parse("--own.train=a.csv", "--own.validation_share=0.2").own.validation_fraction == 0.2
+
+
 def test_settings_are_exactly_the_recipe():
     settings = parse("--tasks=cola", "--seeds=3").settings
     assert settings == FinetuneArguments(model="other", data_dir="x", output_dir="y").settings
