@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -34,7 +33,7 @@ from ultrafastbert.finetuning.schema import Evaluation, Outcome
 from ultrafastbert.runs.optimizer import build_optimizer
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
-from ultrafastbert.utils.progress import ProgressLines, progress_bar
+from ultrafastbert.utils.progress import progress_bar
 
 EVALUATION_BATCH = 128
 DROPOUTS = (
@@ -233,7 +232,7 @@ class _Trainer:
         name, losses, best = f"{self.task.name}, seed {self.seed}", [], _Best()
         with progress_bar(steps, name, "step", leave=False) as bar:
             for batches in epochs:
-                losses.append(self._epoch([indices[batch] for batch in batches], optimizer, schedule, bar))
+                losses.append(self._epoch([indices[batch] for batch in batches], optimizer, schedule, bar.update))
                 bar.set_description_str(f"{name}, loss {losses[-1]:.4f}")
                 if recipe.early_stopping is not None:
                     best.update(self._score(train, held_out), self.model)
@@ -252,9 +251,9 @@ class _Trainer:
         batches: list[np.ndarray],
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
-        bar: tqdm | ProgressLines,
+        advance: Callable[[], object],
     ) -> float:
-        """Trains one epoch; returns its mean loss."""
+        """Trains one epoch, and calls `advance` after every step; returns the mean loss."""
         self.model.train()
         total, count = torch.zeros((), device=self.device), 0
         for indices in batches:
@@ -270,7 +269,7 @@ class _Trainer:
             optimizer.zero_grad()
             total += loss.detach() * len(indices)
             count += len(indices)
-            bar.update()
+            advance()
         loss = total.item() / count
         if not math.isfinite(loss):
             raise Diverged(f"the loss of an epoch is {loss}")
