@@ -1,4 +1,4 @@
-"""finetune_glue.py as its users call it: defaults, own data from files to a model that a pipeline loads, errors."""
+"""The command line of finetune_glue.py: defaults, errors, and own data from files to a model in a pipeline."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ def parse(*argv):
     return parse_arguments(FinetuneArguments, ["--model=m", *argv])
 
 
-def test_the_defaults_in_the_file_are_those_of_the_code():
+def test_the_file_of_defaults_agrees_with_the_code():
     stated = yaml.safe_load(DEFAULTS.read_text())
     assert parse() == FinetuneArguments(model="m")
     code = {field.name: field.default for field in dataclasses.fields(FinetuneArguments)}
@@ -32,7 +32,7 @@ def test_the_defaults_in_the_file_are_those_of_the_code():
     }
 
 
-def test_tasks_are_names_between_commas_or_a_list(tmp_path):
+def test_tasks_are_a_list_or_separated_by_commas(tmp_path):
     assert parse("--tasks=cola, rte").tasks == parse("--tasks", "[cola, rte]").tasks == ["cola", "rte"]
     config = tmp_path / "mine.yaml"
     config.write_text("tasks: [mrpc]\nlr: 1e-4\n")
@@ -40,7 +40,11 @@ def test_tasks_are_names_between_commas_or_a_list(tmp_path):
     assert (arguments.tasks, arguments.lr, arguments.epochs, arguments.batch_size) == (["mrpc"], 1e-4, 2, 16)
 
 
-def test_settings_are_the_recipe_and_nothing_else():
+def test_an_option_is_accepted_under_its_earlier_name():
+    assert parse("--own.train=a.csv", "--own.validation_share=0.2").own.validation_fraction == 0.2
+
+
+def test_settings_are_exactly_the_recipe():
     settings = parse("--tasks=cola", "--seeds=3").settings
     assert settings == FinetuneArguments(model="other", data_dir="x", output_dir="y").settings
     assert set(settings) == {field.name for field in dataclasses.fields(Recipe)}
@@ -51,11 +55,11 @@ def test_settings_are_the_recipe_and_nothing_else():
     ("argv", "message"),
     [
         (["--epochs=0"], "epochs is 0; it should be greater than 0"),
-        (["--warmup=2"], "warmup is 2.0; it should be between 0 and 1"),
+        (["--warmup=2"], "warmup is 2.0; it should be from 0 to 1"),
         (["--lr_sweep=[1e-4,1e-4]"], "lr_sweep is"),
         (["--holdout=1"], "holdout is 1.0"),
         (["--tasks=cola,cola"], "should be different names"),
-        (["--own.test=a.csv"], "own.train is not given"),
+        (["--own.test=a.csv"], "own.train is missing"),
         (["--own.train=a.csv", "--tasks=cola"], "own.train and tasks are both given"),
         (["--own.text_columns=[a,b,c]"], "own.text_columns is"),
         (["--epoch=3"], "epoch"),
@@ -89,7 +93,7 @@ def test_own_data_from_csv_to_a_pipeline(tmp_path, small_model):
     results = json.loads((tmp_path / "out" / "glue.json").read_text())
     assert results["scores"]["reviews"]["median"] > 0.9
     assert results["tasks"]["reviews"][0]["rows"] == {"train": 108, "dev reviews": 12, "test reviews": 10}
-    assert "arXiv" not in (tmp_path / "out" / "glue.md").read_text()  # nothing to compare with
+    assert "arXiv" not in (tmp_path / "out" / "glue.md").read_text()  # its scores have no counterpart in the paper
 
     rows, classes = texts(10, 2)
     lines = (tmp_path / "out" / "predictions" / "reviews.tsv").read_text().splitlines()[1:]

@@ -1,12 +1,13 @@
-"""The comparison of two `glue.json`: its figures, what it says besides, and the picture."""
+"""The comparison of two `glue.json`: its numbers, its remarks, and the figure."""
 
 import json
 from statistics import mean, median
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from ultrafastbert.finetuning.comparison import compare, draw_comparison, read_result, render_comparison
+from ultrafastbert.finetuning.comparison import compare_results, draw_comparison, read_result, render_comparison
 from ultrafastbert.utils.errors import UserError
 
 METRICS = {"CoLA": "matthews_correlation", "MRPC": "f1", "STS-B": "spearman", "reviews": "accuracy"}
@@ -16,7 +17,7 @@ B = {"RTE": [0.6, 0.4], "CoLA": [-0.0001, 0.0], "MRPC": [0.75, 0.75], "WNLI": [0
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the `glue.json` of a directory and reads it; its averages are of tasks that nobody else has."""
+    """Writes the `glue.json` of a directory and reads it; its averages are over another task, and must be ignored."""
 
     def write(directory, values, name=None, metrics=METRICS, rows="same", **settings):
         scores = {title: {"metric": metrics.get(title, "accuracy"), "values": v} for title, v in values.items()}
@@ -32,21 +33,21 @@ def write(tmp_path):
 
 
 def table(text):
-    """Cells of the rows, by the first of them."""
+    """The cells of each row, by the first of them."""
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in rows[2:]}
 
 
-def test_table_has_medians_spread_and_differences(write):
-    rows = table(render_comparison(compare(write("a", A), write("b", B))))
+def test_the_table_has_medians_spread_and_differences(write):
+    rows = table(render_comparison(compare_results(write("a", A), write("b", B))))
     assert rows["CoLA"] == ["matthews_correlation", "3 and 2", "20.0 [10.0, 30.0]", "0.0 [0.0, 0.0]", "+20.0"]
     assert rows["RTE"] == ["accuracy", "3 and 2", "52.0 [50.0, 56.0]", "50.0 [40.0, 60.0]", "+2.0"]
     assert rows["MRPC"] == ["f1", "3 and 2", "80.0 [70.0, 81.0]", "75.0 [75.0, 75.0]", "+5.0"]
     assert list(rows)[:4] == list(A)
 
 
-def test_averages_are_over_what_both_have_without_wnli(write):
-    comparison = compare(write("a", A | {"SST-2": [0.9]}), write("b", B | {"QNLI": [0.5]}))
+def test_averages_are_over_the_tasks_that_both_have_without_wnli(write):
+    comparison = compare_results(write("a", A | {"SST-2": [0.9]}), write("b", B | {"QNLI": [0.5]}))
     assert comparison.averages == {"average": ["RTE", "MRPC", "CoLA"], "average without CoLA": ["RTE", "MRPC"]}
     expected = [100 * mean(median(values[title]) for title in ("RTE", "MRPC", "CoLA")) for values in (A, B)]
     assert comparison.average("average") == pytest.approx(expected)
@@ -56,29 +57,29 @@ def test_averages_are_over_what_both_have_without_wnli(write):
 
 
 @pytest.mark.parametrize("titles", [["CoLA"], ["CoLA", "WNLI"], ["WNLI"], ["reviews", "WNLI"]])
-def test_there_is_no_average_of_one(titles, write):
+def test_one_task_has_no_average(titles, write):
     scores = dict.fromkeys(titles, [0.5])
-    comparison = compare(write("a", scores), write("b", scores))
+    comparison = compare_results(write("a", scores), write("b", scores))
     assert comparison.titles == titles and not comparison.averages
     assert list(table(render_comparison(comparison))) == titles
 
 
-def test_average_without_cola_is_not_said_twice(write):
+def test_equal_averages_are_shown_once(write):
     scores = {"RTE": [0.5], "MRPC": [0.7]}
-    assert list(compare(write("a", scores), write("b", scores)).averages) == ["average"]
+    assert list(compare_results(write("a", scores), write("b", scores)).averages) == ["average"]
 
 
-def test_tasks_by_different_metrics_are_not_compared(write):
+def test_tasks_with_different_metrics_are_not_compared(write):
     a, b = write("a", A), write("b", A, metrics=METRICS | {"MRPC": "accuracy"})
-    comparison = compare(a, b)
+    comparison = compare_results(a, b)
     assert comparison.titles == ["CoLA", "RTE", "WNLI"]
-    assert "MRPC is left out: its metric is f1 in A and accuracy in B." in render_comparison(comparison)
+    assert "MRPC is not compared: its metric is f1 in A and accuracy in B." in render_comparison(comparison)
 
 
-def test_settings_that_differ_are_said(write):
+def test_settings_and_examples_that_differ_are_named(write):
     a = write("a", A, model="x", random_init=True, epochs=5, lr=4e-5, seeds=3, lr_sweep=None)
     b = write("b", B, model="y", random_init=False, epochs=5, lr=1e-4, seeds=2, dropout=0.1)
-    lines = render_comparison(compare(a, b)).split("It is not the model alone")[1].splitlines()
+    lines = render_comparison(compare_results(a, b)).split("A and B differ not only in the model")[1].splitlines()
     assert lines[2:] == [
         "- lr: 4e-05 in A, 0.0001 in B",
         "- seeds: 3 in A, 2 in B",
@@ -86,20 +87,22 @@ def test_settings_that_differ_are_said(write):
         "- dropout: not given in A, 0.1 in B",
     ]
     same = write("c", A, **a.settings | {"model": "z", "random_init": False})
-    assert "not the model alone" not in render_comparison(compare(a, same))
+    assert "not only in the model" not in render_comparison(compare_results(a, same))
     other_rows = write("d", A, rows="other", **a.settings)
-    assert "- the rows of CoLA, RTE, MRPC, WNLI are not the same" in render_comparison(compare(a, other_rows))
+    assert "- the examples of CoLA, RTE, MRPC, WNLI are not the same" in render_comparison(
+        compare_results(a, other_rows)
+    )
 
 
-def test_equal_names_are_told_apart(write):
+def test_equal_names_are_distinguished_by_their_paths(write):
     a, b, deep = (write(directory, A, name="1x8") for directory in ("a", "b", "deep/a"))
-    assert compare(a, b).names == ("1x8 (a)", "1x8 (b)")
-    assert compare(a, deep).names == (f"1x8 ({a.path})", f"1x8 ({deep.path})")
-    assert compare(a, write("c", A, name="dense")).names == ("1x8", "dense")
+    assert compare_results(a, b).names == ("1x8 (a)", "1x8 (b)")
+    assert compare_results(a, deep).names == (f"1x8 ({a.path})", f"1x8 ({deep.path})")
+    assert compare_results(a, write("c", A, name="dense")).names == ("1x8", "dense")
 
 
-def test_bars_in_names_stay_in_their_cells(write):
-    rows = table(render_comparison(compare(write("a", {"x|y": [0.5]}), write("b", {"x|y": [0.5]}))))
+def test_bars_in_titles_are_escaped(write):
+    rows = table(render_comparison(compare_results(write("a", {"x|y": [0.5]}), write("b", {"x|y": [0.5]}))))
     assert list(rows) == [r"x\|y"] and len(rows[r"x\|y"]) == 5
 
 
@@ -123,39 +126,37 @@ GOOD = {"format": 1, "name": "a", "settings": {}, "scores": {"RTE": SCORE}}
         ),
     ],
 )
-def test_other_files_are_errors_that_name_them(content, message, tmp_path):
+def test_other_files_are_errors_that_name_the_file(content, message, tmp_path):
     path = tmp_path / "glue.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=f"glue.json.*{message}"):
         read_result(path)
 
 
-def test_what_cannot_be_compared_is_an_error(write, tmp_path):
+def test_results_that_cannot_be_compared_are_errors(write, tmp_path):
     a = write("a", {"RTE": [0.5]})
     with pytest.raises(UserError, match="missing.json cannot be read"):
         read_result(tmp_path / "missing.json")
     with pytest.raises(UserError, match="same file"):
-        compare(a, read_result(a.path))
+        compare_results(a, read_result(a.path))
     with pytest.raises(UserError, match=r"a.glue.json \(RTE by accuracy\) .*b.glue.json \(no scores\) have no task"):
-        compare(a, write("b", {}))
+        compare_results(a, write("b", {}))
 
 
-def drawn(monkeypatch, comparison, path):
-    """The axes of the picture that is written."""
-    from matplotlib.figure import Figure
-
+def drawn(monkeypatch, comparison, directory):
+    """The figure that is written, and the path of its file."""
     figures = []
     savefig = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), savefig(figure, *a, **k)))
-    draw_comparison(comparison, path)
-    return figures[0]
+    path = draw_comparison(comparison, directory)
+    return figures[0], path
 
 
 @pytest.mark.parametrize("name", ["_private", "costs $5 or $6", "very long " * 20])
-def test_picture_has_every_value_name_and_metric(name, write, tmp_path, monkeypatch):
-    comparison = compare(write("a", A, name=name), write("b", B))
-    path = tmp_path / "new" / "picture.png"
-    figure = drawn(monkeypatch, comparison, path)
+def test_the_figure_has_every_value_name_and_metric(name, write, tmp_path, monkeypatch):
+    comparison = compare_results(write("a", A, name=name), write("b", B))
+    figure, path = drawn(monkeypatch, comparison, tmp_path / "new" / "directory")
+    assert path == tmp_path / "new" / "directory" / "compare_glue.png"
     axes = figure.axes[0]
     points = [tuple(line.get_xdata()) for line in axes.lines]
     for title in A:
@@ -170,15 +171,16 @@ def test_picture_has_every_value_name_and_metric(name, write, tmp_path, monkeypa
     assert labels[4:] == ["average\nof 3", "average without CoLA\nof 2"]
     legend = [text.get_text().replace("\\", "").replace("\n", " ") for text in figure.legends[0].get_texts()]
     assert legend == [f"A: {name}".strip(), "B: b"]
+    figure.draw_without_rendering()  # saving had another resolution
     width = figure.get_window_extent().width
     assert all(text.get_window_extent().x1 <= width for text in (*axes.texts, *figure.legends[0].get_texts()))
     assert imread(path).std() > 0
 
 
-def test_output_that_cannot_be_is_an_error_and_harms_nothing(write):
+def test_a_figure_that_cannot_be_written_is_an_error_and_changes_no_files(write):
     a, b = write("a", A), write("b", B)
     before = a.path.read_bytes()
-    for path, message in ((a.path, "should end in .png"), (a.path / "x.png", "cannot be written")):
-        with pytest.raises(UserError, match=message):
-            draw_comparison(compare(a, b), path)
+    for directory in (a.path, a.path / "new"):
+        with pytest.raises(UserError, match="compare_glue.png cannot be written: (File exists|Not a directory)"):
+            draw_comparison(compare_results(a, b), directory)
     assert a.path.read_bytes() == before

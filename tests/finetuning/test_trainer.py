@@ -1,4 +1,4 @@
-"""A fine-tuning run learns, is decided by its seed, looks at nothing it should not, and fails in words."""
+"""A fine-tuning run learns, depends on nothing but its seed and data, and fails with a message."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def plain(result):
     return {name: value for name, value in result.items() if name not in ("seconds", "predictions")}
 
 
-def test_a_task_is_learnt(small_model):
+def test_a_run_learns_to_classify(small_model):
     data = task_data()
     model, result = run(small_model, data)
     assert result["evaluations"]["easy"]["values"]["accuracy"] == 1 and not result["evaluations"]["easy"]["warnings"]
@@ -40,7 +40,7 @@ def test_a_task_is_learnt(small_model):
     assert model.config.id2label == {0: "no", 1: "yes"}
 
 
-def test_numbers_are_learnt(small_model):
+def test_a_run_learns_to_predict_numbers(small_model):
     data = task_data(regression=True)
     _, result = run(small_model, data, epochs=16)
     assert result["evaluations"]["easy"]["values"]["pearson"] > 0.95
@@ -57,33 +57,33 @@ def test_a_seed_decides_everything(small_model):
 def test_the_development_set_decides_nothing(small_model, recipe):
     data, changed = task_data(), task_data()
     changed.evaluations[0].labels = [1 - label for label in changed.evaluations[0].labels]
-    (model, result), (other_model, other) = (run(small_model, rows, epochs=2, **recipe) for rows in (data, changed))
+    (model, result), (other_model, other) = (run(small_model, task, epochs=2, **recipe) for task in (data, changed))
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, other_model.state_dict()[name]), name
     values = [outcome["evaluations"]["easy"]["values"]["accuracy"] for outcome in (result, other)]
     assert values[0] == pytest.approx(1 - values[1])
 
 
-def test_early_stopping_takes_the_best_epoch(small_model):
-    """At a learning rate of nothing no epoch is better than the first."""
+def test_early_stopping_uses_the_best_epoch(small_model):
+    """At a learning rate of almost zero no epoch is better than the first."""
     _, result = run(small_model, task_data(), early_stopping=2, lr=1e-12, epochs=9)
     assert result["epochs"] == 3
     _, result = run(small_model, task_data(), early_stopping=2, epochs=9)
     assert result["held_out"] == 1 and result["evaluations"]["easy"]["values"]["accuracy"] == 1
 
 
-def test_a_trial_sees_held_out_rows_only(small_model):
+def test_a_trial_evaluates_only_held_out_examples(small_model):
     _, result = run(small_model, task_data(), held_out_only=True, holdout=0.25)
     assert result["held_out"] == 1 and "evaluations" not in result and "predictions" not in result
     assert result["steps"] == 6 * -(-72 // 16)
 
 
-def test_divergence_is_not_a_score(small_model):
+def test_a_run_that_diverges_has_no_score(small_model):
     with pytest.raises(Diverged, match="loss|output"):
         run(small_model, task_data(), lr=1e30)
 
 
-def test_it_stops_when_it_is_told(small_model):
+def test_an_exception_of_check_stops_the_run(small_model):
     calls = iter(range(100))
 
     def check():
@@ -95,7 +95,7 @@ def test_it_stops_when_it_is_told(small_model):
     assert next(calls) == 8
 
 
-def test_dropout_is_that_of_the_recipe(small_model):
+def test_the_recipe_sets_every_dropout(small_model):
     task = task_data().task
     for dropout, expected in ((0.3, (0.3, 0.3, 0.3)), (None, (0.0, 0.0, 0.1))):
         config = load_model(small_model, task, Recipe(dropout=dropout), 0)[0].config
@@ -106,7 +106,7 @@ def test_dropout_is_that_of_the_recipe(small_model):
         ) == expected
 
 
-def test_pretrained_weights_are_kept_or_left_out(small_model):
+def test_pretrained_weights_are_kept_or_ignored(small_model):
     task, name = task_data().task, "model.embeddings.word_embeddings.weight"
     pretrained = load_file(f"{small_model}/model.safetensors")[name]
     model, new = load_model(small_model, task, Recipe(), 0)
@@ -133,18 +133,18 @@ def test_bert_and_the_head_of_another_task(small_model, tmp_path):
     assert new == ["classifier.bias", "classifier.weight"]
 
 
-def test_a_model_that_is_not_whole_is_refused(small_model, tmp_path):
+def test_an_incomplete_model_is_an_error(small_model, tmp_path):
     AutoTokenizer.from_pretrained(small_model).save_pretrained(tmp_path)
     shutil.copy(f"{small_model}/config.json", tmp_path)
     weights = load_file(f"{small_model}/model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "feedforward" not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"weights of the encoder are not in its checkpoint \(model.layers.0.feedf"):
+    with pytest.raises(UserError, match=r"its checkpoint lacks \d+ weights of the encoder \(model.layers.0.feedf"):
         load_model(str(tmp_path), task_data().task, Recipe(), 0)
 
 
-def test_what_cannot_be_loaded_is_named(small_model, tmp_path):
-    with pytest.raises(UserError, match="model .*nothing: no model with a tokenizer"):
+def test_errors_name_the_model(small_model, tmp_path):
+    with pytest.raises(UserError, match="model .*nothing: cannot load a model with a tokenizer"):
         load_tokenizer(str(tmp_path / "nothing"), 16)
     with pytest.raises(UserError, match="max_length is 33; it should be at most 32"):
         load_tokenizer(small_model, 33)

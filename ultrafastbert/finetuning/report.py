@@ -1,61 +1,70 @@
-"""The tables of a sweep over tasks and seeds, made anew from the results of its runs: `glue.json` and `glue.md`.
+"""The tables of a sweep over tasks and seeds, `glue.json` and `glue.md`, computed from the results of its runs.
 
 Notable:
-- the figure of a task is the median over seeds; the best run, which is what papers often report, is named as such;
-- averages are those of the papers: one entry for each development set, so MNLI counts twice, and none for WNLI. That
+- the score of a task is the median over seeds; the best run, which papers often report, has its own column;
+- averages are those of the papers: one entry for each development set, so MNLI counts twice, and none for WNLI. This
   reproduces the averages that arXiv 2311.10770 prints.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Literal
 
 import numpy as np
 
 from ultrafastbert.finetuning.data.glue import TASKS
 from ultrafastbert.finetuning.data.predictions import Prediction, write_predictions
 from ultrafastbert.finetuning.data.tasks import TaskData
+from ultrafastbert.finetuning.schema import (
+    FORMAT,
+    PREDICTIONS,
+    RESULTS,
+    RUN_RESULT,
+    RUNS,
+    TABLE,
+    Average,
+    Results,
+    RunResult,
+    Score,
+)
 from ultrafastbert.utils.files import write_atomically
-
-FORMAT = 1
+from ultrafastbert.utils.tables import markdown_table
 
 PAPER_TITLES = ("RTE", "MRPC", "STS-B", "SST-2", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "CoLA")
 """The development sets that the papers average over, in the order of arXiv 2311.10770, table 1."""
 
+PAPER_COLUMNS = ("RTE", "MRPC", "STS-B", "SST-2", "MNLI", "QNLI", "QQP", "average without CoLA", "CoLA", "average")
 PAPER_ROWS = {
     "BERT-base": (66.4, 88.9, 85.8, 93.5, 83.4, 90.5, 71.2, 83.0, 52.1, 79.6),
     "crammedBERT-3072": (58.8, 87.6, 85.2, 91.9, 82.8, 90.4, 89.0, 83.6, 45.0, 79.3),
     "UltraFastBERT-1x11-long": (60.7, 87.5, 86.4, 89.9, 81.3, 89.7, 87.6, 83.0, 35.1, 77.7),
 }
-"""From arXiv 2311.10770, table 1: RTE, MRPC, STS-B, SST-2, MNLI, QNLI, QQP, average without CoLA, CoLA, average. The
-last two were not compared with the paper itself; they agree with its other figures (see the test of averages)."""
+"""From arXiv 2311.10770, table 1. CoLA and the last average were not checked against the paper itself; they agree with
+its other numbers (see the test of averages)."""
 
 
-def collect(output: Path, model: str, random_init: bool) -> dict:
-    """The content of `glue.json`, from all results in `output/runs`.
+def collect(output: Path, model: str, random_init: bool) -> Results:
+    """Combines all results in `output/runs` into the content of `glue.json`.
 
     Args:
         output: directory of the sweep.
-        model: what was fine-tuned, as it was given.
-        random_init: whether its weights were left out.
-
-    Returns:
-        `format`; `name`, `model` and `model_fingerprint`; `settings`; `parameters`; `tasks`, each with all that its
-        runs' `result.json` say; `scores`, by title of a development set (`MNLI-m`) the task's primary metric:
-        `metric`, `data_fingerprint` of the task's rows, `values` of the seeds, `median`, `minimum`, `maximum`,
-        `standard_deviation` (None for one seed) and the median of the `other` metrics; `averages`, by label `of` which
-        titles, their `median` (mean of the medians) and `best` (mean of the best runs).
+        model: what is fine-tuned, as the option states it.
+        random_init: whether its weights were ignored.
     """
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in (output / "runs").glob("*/*/result.json")]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in (output / RUNS).glob(f"*/*/{RUN_RESULT}")]
     results.sort(key=lambda result: (result["is_trial"], result["seed"], result["lr"]))
     order = [name for name in TASKS if any(result["task"] == name for result in results)]
     order += sorted({result["task"] for result in results} - set(order))
     tasks = {name: [result for result in results if result["task"] == name] for name in order}
-    scores = {}
+    scores: dict[str, Score] = {}
     for runs in tasks.values():
-        scores |= _scores([run for run in runs if "evaluations" in run])
+        scores |= _scores(runs)
     path, settings = Path(model), results[0]["settings"] if results else {}
     name = (path.name == "final" and path.parent.name) or path.name
+    for result in results:  # stated once instead of in every run
+        del result["task"], result["settings"]
     return {
         "format": FORMAT,
         "name": f"{name}, random weights" if random_init else name,
@@ -65,15 +74,16 @@ def collect(output: Path, model: str, random_init: bool) -> dict:
         "parameters": max((result["parameters"] for result in results), default=None),
         "scores": scores,
         "averages": _averages(scores),
-        "tasks": {name: _without_settings(runs) for name, runs in tasks.items()},
+        "tasks": tasks,
     }
 
 
-def _scores(runs: list[dict]) -> dict:
-    """The summary of a task's development sets over seeds; {} without runs."""
-    scores = {}
-    for title in runs[0]["evaluations"] if runs else ():
-        metric, values = runs[0]["metric"], [run["evaluations"][title]["values"] for run in runs]
+def _scores(runs: list[RunResult]) -> dict[str, Score]:
+    """The scores of a task's development sets; {} if no run has evaluated them."""
+    runs = [run for run in runs if "evaluations" in run]
+    scores: dict[str, Score] = {}
+    for title in runs[0].get("evaluations", {}) if runs else ():
+        metric, values = runs[0]["metric"], [run.get("evaluations", {})[title]["values"] for run in runs]
         primary = [value[metric] for value in values]
         scores[title] = {
             "metric": metric,
@@ -88,15 +98,14 @@ def _scores(runs: list[dict]) -> dict:
     return scores
 
 
-def _averages(scores: dict) -> dict:
-    """Means over the development sets that there are; those of the papers leave out WNLI."""
-    titles = {
-        "average": [title for title in PAPER_TITLES if title in scores],
-        "average without CoLA": [title for title in PAPER_TITLES if title in scores and title != "CoLA"],
-        "average with WNLI": [title for title in (*PAPER_TITLES, "WNLI") if title in scores],
-    }
-    if "WNLI" not in scores:
-        del titles["average with WNLI"]
+def _averages(scores: dict[str, Score]) -> dict[str, Average]:
+    """Means over the development sets that have scores; those of the papers are without WNLI."""
+    of = [title for title in PAPER_TITLES if title in scores]
+    titles = {"average": of}
+    if "CoLA" in of:
+        titles["average without CoLA"] = [title for title in of if title != "CoLA"]
+    if "WNLI" in scores:
+        titles["average with WNLI"] = [*of, "WNLI"]
     return {
         label: {
             "of": of,
@@ -104,93 +113,92 @@ def _averages(scores: dict) -> dict:
             "best": mean(scores[title]["maximum"] for title in of),
         }
         for label, of in titles.items()
-        if of and (label == "average" or of != titles["average"])
+        if of
     }
 
 
-def _without_settings(runs: list[dict]) -> list[dict]:
-    """The runs without what all of them share and the file states once."""
-    return [{name: value for name, value in run.items() if name not in ("task", "settings")} for run in runs]
+def write_report(output: Path, results: Results, data: dict[str, TaskData]) -> dict[str, Path]:
+    """Writes `glue.json`, `glue.md` and, for the tasks in `data`, `predictions/`.
 
-
-def write_report(output: Path, results: dict, data: dict[str, TaskData]) -> dict[str, Path]:
-    """Writes `glue.json`, `glue.md` and, for the tasks whose rows are given, `predictions/`.
-
-    A test set's predictions are those of the run that is best on the development set.
+    The predictions for a test set are those of the run with the best score on the development set.
 
     Args:
         output: directory of the sweep.
         results: from `collect`.
-        data: the rows of tasks, by name.
+        data: the examples of tasks, by name.
 
     Returns:
-        The paths of the `results`, the `table` and, with rows, the `predictions`.
+        The paths of the `results`, the `table` and, if there are any, the `predictions`.
     """
-    files = {"results": output / "glue.json", "table": output / "glue.md"}
+    files = {"results": output / RESULTS, "table": output / TABLE}
     notes = []
     predictions, sources = _best_predictions(output, results, data)
     if predictions:
-        files["predictions"] = output / "predictions"
+        files["predictions"] = output / PREDICTIONS
         missing = write_predictions(files["predictions"], predictions)
-        notes.append(f"`predictions/` holds the run that is best on the development set: {', '.join(sources)}.")
+        notes.append(f"`{PREDICTIONS}/` holds the run that is best on the development set: {', '.join(sources)}.")
         if missing:
-            notes.append(f"A submission to the benchmark needs {', '.join(missing)} besides.")
+            notes.append(f"A submission to the benchmark also needs {', '.join(missing)}.")
     write_atomically(files["results"], json.dumps(results, indent=1) + "\n")
-    write_atomically(files["table"], render(results, notes))
+    write_atomically(files["table"], render_report(results, notes))
     return files
 
 
-def _best_predictions(output: Path, results: dict, data: dict[str, TaskData]) -> tuple[list[Prediction], list[str]]:
+def _best_predictions(output: Path, results: Results, data: dict[str, TaskData]) -> tuple[list[Prediction], list[str]]:
     predictions, sources = [], []
-    for name, rows in data.items():
+    for name, task_data in data.items():
         runs = [run for run in results["tasks"].get(name, ()) if "evaluations" in run]
-        if not runs or not rows.tests:
+        if not runs or not task_data.tests:
             continue
         best = max(runs, key=_mean_score)  # of equals, the first
         sources.append(f"{name} seed {best['seed']}")
-        for split in rows.tests:
-            values = np.load(output / "runs" / name / f"seed-{best['seed']}" / f"{split.title}.npy")
-            predictions.append(Prediction(rows.task, split, values.tolist()))
+        for split in task_data.tests:
+            values = np.load(output / RUNS / name / f"seed-{best['seed']}" / f"{split.title}.npy")
+            predictions.append(Prediction(task_data.task, split, values.tolist()))
     return predictions, sources
 
 
-def _mean_score(run: dict) -> float:
-    return mean(split["values"][run["metric"]] for split in run["evaluations"].values())
+def _mean_score(run: RunResult) -> float:
+    return mean(evaluation["values"][run["metric"]] for evaluation in run.get("evaluations", {}).values())
 
 
-# the table
+# The table
 
 
-def render(results: dict, notes: list[str] = ()) -> str:
-    """`glue.md`: the table of tasks, the row among the papers', and what else a reader should know."""
-    scores = results["scores"]
-    lines = [f"# {results['name']}", "", _describe(results), ""]
-    lines += ["| development set | metric | median | minimum to maximum | best run | other metrics, median | seeds |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    for title, score in scores.items():
-        other = ", ".join(f"{name} {_percent(value)}" for name, value in score["other"].items())
+def render_report(results: Results, notes: Sequence[str] = ()) -> str:
+    """The content of `glue.md`: the scores, the papers' scores beside them, and remarks, followed by `notes`."""
+    header = (
+        "development set",
+        "metric",
+        "median",
+        "minimum to maximum",
+        "best run",
+        "other metrics, median",
+        "seeds",
+    )
+    rows = []
+    for title, score in results["scores"].items():
         spread = f"{_percent(score['minimum'])} to {_percent(score['maximum'])}"
-        lines.append(
-            f"| {title} | {score['metric']} | {_percent(score['median'])} | {spread} | {_percent(score['maximum'])}"
-            f" | {other} | {len(score['values'])} |"
-        )
+        other = ", ".join(f"{name} {_percent(value)}" for name, value in score["other"].items())
+        middle, best = _percent(score["median"]), _percent(score["maximum"])
+        rows.append((title, score["metric"], middle, spread, best, other, len(score["values"])))
     for label, average in results["averages"].items():
-        lines.append(
-            f"| {label} (of {len(average['of'])}) | | {_percent(average['median'])} | |"
-            f" {_percent(average['best'])} | | |"
-        )
-    lines += ["", "All figures are times 100. *Best run* is the best of the seeds on the development set itself.", ""]
-    if any(title in scores for title in PAPER_TITLES):
+        middle, best = _percent(average["median"]), _percent(average["best"])
+        rows.append((f"{label} (of {len(average['of'])})", "", middle, "", best, "", ""))
+    lines = [f"# {results['name']}", "", _describe(results), "", markdown_table(header, rows), ""]
+    lines += ["All scores are times 100. *Best run* is the best seed, chosen on the development set itself.", ""]
+    if any(title in results["scores"] for title in PAPER_TITLES):
         lines += _beside_papers(results)
     lines += [f"- {note}" for note in [*_remarks(results), *notes]]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _describe(results: dict) -> str:
+def _describe(results: Results) -> str:
     settings = results["settings"]
     if not settings:
-        return "No run is finished."
-    rate = f"the best of {settings['lr_sweep']} on held-out training rows" if settings["lr_sweep"] else settings["lr"]
+        return "No run has finished."
+    rates = settings["lr_sweep"]
+    rate = f"the best of {rates} on held-out training examples" if rates else settings["lr"]
     environments = {
         ", ".join(f"{name} {value}" for name, value in run["environment"].items())
         for runs in results["tasks"].values()
@@ -198,65 +206,55 @@ def _describe(results: dict) -> str:
     }
     return (
         f"`{results['model']}`{' with random weights' if settings['random_init'] else ''},"
-        f" {results['parameters'] / 1e6:.1f} million parameters. Epochs: {settings['epochs']}, batch"
+        f" {(results['parameters'] or 0) / 1e6:.1f} million parameters. Epochs: {settings['epochs']}, batch"
         f" {settings['batch_size']}, learning rate {rate}, warm-up {settings['warmup']:.0%}, dropout"
-        f" {settings['dropout']}, at most {settings['max_length']} tokens; all settings are in `glue.json`."
+        f" {settings['dropout']}, at most {settings['max_length']} tokens; all settings are in `{RESULTS}`."
         f" {'; '.join(sorted(environments))}."
     )
 
 
-def _beside_papers(results: dict) -> list[str]:
-    """The model's rows above those of the paper."""
+def _beside_papers(results: Results) -> list[str]:
+    """The model's scores above those of the paper."""
     scores, averages = results["scores"], results["averages"]
-    is_whole = all(title in scores for title in PAPER_TITLES)
+    is_complete = all(title in scores for title in PAPER_TITLES)
 
-    def row(name: str, value) -> str:
-        cells = []
-        for title in PAPER_TITLES:
-            cell = value(scores[title]) if title in scores else "–"
-            if title == "MNLI-mm":
-                cells[-1] += f" / {cell}"
-            else:
-                cells.append(cell)
-            if title == "QQP":
-                cells.append(value(averages["average without CoLA"]) if is_whole else "–")
-        cells.append(value(averages["average"]) if is_whole else "–")
-        return f"| {' | '.join([name, *cells])} |"
+    def row(label: str, of_scores: Literal["median", "maximum"], of_averages: Literal["median", "best"]) -> list[str]:
+        cells = {title: _percent(score[of_scores]) for title, score in scores.items()}
+        if is_complete:
+            cells |= {name: _percent(average[of_averages]) for name, average in averages.items()}
+        cells["MNLI"] = f"{cells.get('MNLI-m', '–')} / {cells.get('MNLI-mm', '–')}"
+        return [f"**{results['name']}**, {label}", *(cells.get(column, "–") for column in PAPER_COLUMNS)]
 
-    def best(score):
-        return _percent(score["best" if "best" in score else "maximum"])
-
-    header = ["", "RTE", "MRPC", "STS-B", "SST-2", "MNLI", "QNLI", "QQP", "average without CoLA", "CoLA", "average"]
-    lines = ["Beside the figures of [arXiv 2311.10770](https://arxiv.org/abs/2311.10770), table 1:", ""]
-    lines += [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
-    lines += [row(f"**{results['name']}**, median", lambda score: _percent(score["median"]))]
-    lines += [row(f"**{results['name']}**, best run", best)]
-    lines += [f"| {' | '.join([name, *map(str, values)])} |" for name, values in PAPER_ROWS.items()]
+    rows = [row("median", "median", "median"), row("best run", "maximum", "best")]
+    table = markdown_table(("", *PAPER_COLUMNS), [*rows, *((name, *values) for name, values in PAPER_ROWS.items())])
     text = (
-        "F1 for MRPC and QQP, Spearman's correlation for STS-B, Matthews' for CoLA, accuracy for the others; averages"
-        " count both parts of MNLI and leave out WNLI. The paper's figures are of best runs, and BERT-base's are of"
-        " the test sets."
+        "The scores are F1 for MRPC and QQP, Spearman's correlation for STS-B, Matthews' for CoLA, and accuracy for"
+        " the others. Averages include both parts of MNLI and exclude WNLI. The paper's scores are of best runs, and"
+        " those of BERT-base are on the test sets."
     )
-    return [*lines, "", text + ("" if is_whole else " Here they are given for all of these sets only."), ""]
+    text += "" if is_complete else " Averages are shown only if all of these sets have scores."
+    return [f"Compared with [arXiv 2311.10770](https://arxiv.org/abs/2311.10770), table 1:\n\n{table}\n\n{text}\n"]
 
 
-def _remarks(results: dict) -> list[str]:
-    """Warnings, rows left out or cut, runs that diverged, learning rates that were chosen."""
-    remarks = []
+def _remarks(results: Results) -> list[str]:
+    """Warnings, lines that were skipped, truncated examples, runs that diverged, chosen learning rates."""
+    remarks, settings = [], results["settings"]
     for name, runs in results["tasks"].items():
         remarks += [f"{name}: {note}" for note in runs[0]["notes"]]
-        rows, truncated = runs[0]["rows"], runs[0]["truncated"]
+        truncated = [f"{n:,} of {runs[0]['rows'][split]:,} {split}" for split, n in runs[0]["truncated"].items()]
         if truncated:
-            cut = ", ".join(f"{count:,} of {rows[split]:,} {split}" for split, count in truncated.items())
-            remarks.append(f"{name}: rows longer than {results['settings']['max_length']} tokens were cut: {cut}.")
+            limit = f"{settings['max_length']} tokens"
+            remarks.append(f"{name}: examples longer than {limit} were truncated: {', '.join(truncated)}.")
         for run in runs:
             if "diverged" in run:
                 remarks.append(f"{run['run']} diverged and has no score: {run['diverged']}.")
-            for split in run.get("evaluations", {}).values():
-                remarks += [f"{run['run']}: {warning}." for warning in split["warnings"]]
-        if results["settings"]["lr_sweep"]:
+            for evaluation in run.get("evaluations", {}).values():
+                remarks += [f"{run['run']}: {warning}." for warning in evaluation["warnings"]]
+        if settings["lr_sweep"]:
             chosen = {run["lr"] for run in runs if not run["is_trial"]}
-            remarks += [f"{name}: learning rate {lr:g} was best on held-out training rows." for lr in sorted(chosen)]
+            remarks += [
+                f"{name}: learning rate {lr:g} was best on held-out training examples." for lr in sorted(chosen)
+            ]
     return remarks
 
 

@@ -241,17 +241,7 @@ class Sweep:
         own = self.arguments.own
         if own.train is None:
             return load_glue(name, self.arguments.data_dir)
-        return load_table(
-            name,
-            own.train,
-            own.validation,
-            own.test,
-            own.text_columns,
-            own.label_column,
-            own.regression,
-            own.validation_fraction,
-            seed=0,
-        )
+        return load_table(name, own.train, own)
 
     def _check(self) -> None:
         """Ends the run under way if a signal came."""

@@ -1,4 +1,4 @@
-"""Rows become what the tokenizer makes of them; batches hold every row once and little padding."""
+"""Examples are encoded as the tokenizer does it; batches have every example once and little padding."""
 
 import numpy as np
 import pytest
@@ -34,22 +34,22 @@ def tokenizer():
 @pytest.mark.parametrize("texts", [SINGLE, PAIRS])
 @pytest.mark.parametrize("max_length", [5, 7, 64])
 @pytest.mark.parametrize("at_once", [2, 100])
-def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(tokenizer, monkeypatch, texts, max_length, at_once):
-    monkeypatch.setattr(encoding, "ROWS_AT_ONCE", at_once)
+def test_a_batch_agrees_with_the_tokenizer(tokenizer, monkeypatch, texts, max_length, at_once):
+    monkeypatch.setattr(encoding, "EXAMPLES_AT_ONCE", at_once)
     split = EncodedSplit(Split("x", texts, None, []), tokenizer, max_length)
-    rows = [2, 0]
+    indices = [2, 0]
     expected = tokenizer(
-        *([texts[row][column] for row in rows] for column in range(len(texts[0]))),
+        *([texts[index][column] for index in indices] for column in range(len(texts[0]))),
         truncation="longest_first",
         max_length=max_length,
         padding=True,
         return_tensors="pt",
     )
-    batch = split.batch(rows)
+    batch = split.batch(indices)
     assert batch.keys() == expected.keys()
     for name in batch:
         assert torch.equal(batch[name], expected[name])
-    whole = [len(tokenizer(*row)["input_ids"]) for row in texts]
+    whole = [len(tokenizer(*text)["input_ids"]) for text in texts]
     assert split.truncated == sum(length > max_length for length in whole)
     assert split.lengths.tolist() == [min(length, max_length) for length in whole]
 
@@ -65,20 +65,20 @@ lengths = st.lists(st.integers(1, 128), min_size=1, max_size=500).map(np.array)
 
 
 @given(lengths, st.integers(1, 9), st.integers(0, 5))
-def test_an_epoch_has_every_row_once(lengths, batch_size, seed):
+def test_an_epoch_has_every_example_once(lengths, batch_size, seed):
     batches = training_batches(lengths, batch_size, np.random.default_rng(seed))
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(0 < len(batch) <= batch_size for batch in batches)
     assert batches == training_batches(lengths, batch_size, np.random.default_rng(seed))
 
 
 @given(lengths, st.integers(1, 9))
-def test_evaluation_has_every_row_once(lengths, batch_size):
+def test_evaluation_has_every_example_once(lengths, batch_size):
     batches = evaluation_batches(lengths, batch_size)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
 
 
-def test_grouping_leaves_little_padding_and_no_order_of_lengths():
+def test_grouping_by_length_leaves_little_padding_and_a_random_order():
     generator = np.random.default_rng(0)
     lengths = generator.integers(4, 129, 5000)
     batches = training_batches(lengths, 16, generator)

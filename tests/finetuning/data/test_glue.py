@@ -1,4 +1,4 @@
-"""GLUE's tasks are read from small files with the layouts and quirks of the benchmark's own."""
+"""GLUE's tasks are read from small files that have the layouts and quirks of the benchmark's."""
 
 import sys
 
@@ -139,7 +139,7 @@ EVALUATED = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the files of a task, some of them with other lines."""
+    """Writes the files of a task; keywords replace the lines of some of them."""
 
     def write(name: str, end: str = "\n", **changed: list[str]):
         folder = tmp_path / FOLDERS[name]
@@ -162,7 +162,7 @@ def write_ax(tmp_path):
     return write_ax
 
 
-def test_the_tasks_in_the_benchmarks_order():
+def test_tasks_are_in_the_benchmarks_order():
     assert list(TASKS) == ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
     assert [name for name, glue in TASKS.items() if glue.task.name != name] == []
     assert [name for name, glue in TASKS.items() if glue.task.is_regression] == ["stsb"]
@@ -188,14 +188,14 @@ def test_every_task_from_its_files(write, name, end):
     assert all(len(row) == len(data.train.texts[0]) for split in data.tests for row in split.texts)
 
 
-def test_a_last_line_without_its_end_counts(write):
+def test_a_last_line_without_line_end_is_read(write):
     data_dir = write("rte")
     path = data_dir / "RTE" / "train.tsv"
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))
     assert len(load_glue("rte", data_dir).train) == 2
 
 
-def test_both_halves_of_mnli(write):
+def test_both_parts_of_mnli(write):
     data = load_glue("mnli", str(write("mnli")))
     assert [split.texts[0][0] for split in data.evaluations] == ["matched one", "mismatched one"]
     assert [split.labels for split in data.evaluations] == [[1], [1]]
@@ -203,7 +203,7 @@ def test_both_halves_of_mnli(write):
 
 
 @pytest.mark.parametrize("file", AX_FILES)
-def test_the_diagnostic_set_wherever_it_is(write, write_ax, file):
+def test_the_diagnostic_set_is_found_in_all_its_places(write, write_ax, file):
     write("mnli")
     *_, ax = load_glue("mnli", write_ax(file)).tests
     assert (ax.title, ax.ids, ax.labels) == ("AX", ["0", "1"], None)
@@ -216,18 +216,18 @@ def test_a_missing_diagnostic_set_is_noted_and_a_missing_test_set_is_an_error(wr
     assert len(notes) == 1
     assert "AX" in notes[0] and all(file in notes[0] for file in AX_FILES)
     (data_dir / "MNLI" / "test_mismatched.tsv").unlink()
-    with pytest.raises(UserError, match=r"test_mismatched\.tsv is not there; .*MNLI has dev_matched\.tsv, "):
+    with pytest.raises(UserError, match=r"test_mismatched\.tsv does not exist; .*MNLI contains dev_matched\.tsv, "):
         load_glue("mnli", data_dir)
 
 
-def test_broken_rows_of_qqp_are_left_out_counted_and_named(write):
+def test_broken_rows_of_qqp_are_skipped_and_noted(write):
     header, *rows = FILES["qqp"]["train"]
     halves = ["5\t6\t7\tIs this", "\tcut in two?\t0"]
     data = load_glue("qqp", write("qqp", train=[header, *halves * 3, *rows, "", *halves]))
     assert (data.train.texts, data.train.labels) == TRAINING["qqp"]
     assert data.train.ids == ["0", "1"]
     (note,) = data.train.notes
-    assert note.startswith("left out 9 lines of ")
+    assert note.startswith("skipped 9 lines of ")
     assert note.endswith("QQP/train.tsv with the wrong number of columns: 2, 3, 4, 5, 6, ...")
     assert data.evaluations[0].notes == data.tests[0].notes == []
 
@@ -251,13 +251,13 @@ def test_a_wrong_label_is_named_with_file_and_line(write, name):
 
 
 @pytest.mark.parametrize("score", ["5.001", "-0.1", "nan", "inf", "", "3,8"])
-def test_a_score_that_is_not_one(write, score):
+def test_a_score_that_is_not_a_number_from_0_to_5_is_an_error(write, score):
     row = STSB_ROW.format(0, "A.", "B.")
     with pytest.raises(UserError, match=r"dev\.tsv, line 2, column 'score' is .*; it should be a number from 0 to 5"):
         load_glue("stsb", write("stsb", dev=[f"{STSB_START}\tscore", f"{row}\t{score}"]))
 
 
-def test_cola_has_no_header_in_training_but_in_its_test_file(write):
+def test_cola_has_a_header_only_in_its_test_file(write):
     with pytest.raises(UserError, match=r"train\.tsv, line 1, column 'label' is 'label'"):
         load_glue("cola", write("cola", train=["source\tlabel\tmark\tsentence", *FILES["cola"]["train"]]))
     with pytest.raises(UserError, match=r"test\.tsv, line 1 names the columns '0', 'A\.'; .*'sentence', 'index'"):
@@ -273,31 +273,31 @@ def test_a_missing_column_is_named(write, name):
         load_glue(name, write(name, **{file: [header.replace(column, "other"), *rows]}))
 
 
-def test_files_that_are_empty_or_missing(write, tmp_path):
+def test_empty_and_missing_files_are_errors(write, tmp_path):
     with pytest.raises(UserError, match=r"RTE/dev\.tsv has no rows"):
         load_glue("rte", write("rte", dev=FILES["rte"]["dev"][:1]))
     (tmp_path / "RTE" / "dev.tsv").write_bytes(b"")
     with pytest.raises(UserError, match=r"RTE/dev\.tsv is empty"):
         load_glue("rte", tmp_path)
     (tmp_path / "RTE" / "dev.tsv").unlink()
-    with pytest.raises(UserError, match=r"RTE/dev\.tsv is not there; \S*RTE has test\.tsv, train\.tsv"):
+    with pytest.raises(UserError, match=r"RTE/dev\.tsv does not exist; \S*RTE contains test\.tsv, train\.tsv"):
         load_glue("rte", tmp_path)
-    with pytest.raises(UserError, match=r"WNLI/train\.tsv is not there; \S* has RTE"):
+    with pytest.raises(UserError, match=r"WNLI/train\.tsv does not exist; \S* contains RTE"):
         load_glue("wnli", tmp_path)
     with pytest.raises(UserError, match=r"data_dir is \S*nowhere; it should be a directory with the folder RTE"):
         load_glue("rte", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="'mnli-mm' is not a task of GLUE; it should be one of cola, sst2, "):
+    with pytest.raises(UserError, match="'mnli-mm' is not a GLUE task; it should be one of cola, sst2, "):
         load_glue("mnli-mm", tmp_path)
 
 
-def test_ids_are_those_of_the_file_in_its_order(write):
+def test_test_sets_keep_ids_and_order_of_the_file(write):
     header = "index\tsentence1\tsentence2"
     data = load_glue("rte", write("rte", test=[header, "7\tA.\tB.", "3\tC.\tD."]))
     assert data.tests[0].ids == ["7", "3"]
     assert data.tests[0].texts == [("A.", "B."), ("C.", "D.")]
-    with pytest.raises(UserError, match=r"test\.tsv, line 4: the row's id is 7, as in 2; each should be"):
+    with pytest.raises(UserError, match=r"test\.tsv, line 4: the id is 7, as in 2; all ids should be different"):
         load_glue("rte", write("rte", test=[header, "7\tA.\tB.", "3\tC.\tD.", "7\tE.\tF."]))
-    with pytest.raises(UserError, match=r"test\.tsv, line 2: the row's id is 'x'; it should be a whole number"):
+    with pytest.raises(UserError, match=r"test\.tsv, line 2: the id is 'x'; it should be a whole number"):
         load_glue("rte", write("rte", test=[header, "x\tA.\tB."]))
 
 
@@ -324,7 +324,7 @@ HUB_TEXTS = {
 
 
 def hub_split(config: str, texts: list[tuple[str, ...]], labels: list | None, classes=None) -> datasets.Dataset:
-    """Rows as the Hub has them: ClassLabel or float32, and -1 where labels are not public."""
+    """A split in the format of the Hub: labels are ClassLabel or float32, and -1 where they are not public."""
     columns = HUB_TEXTS.get(config, ["sentence1", "sentence2"])
     classes = classes or HUB_CLASSES[config]
     label = datasets.ClassLabel(names=classes) if classes else datasets.Value("float32")
@@ -338,7 +338,7 @@ def hub_split(config: str, texts: list[tuple[str, ...]], labels: list | None, cl
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The Hub's configurations, to be filled by the test."""
+    """A dict of configurations that replaces the Hub; tests fill it."""
     configs: dict[str, datasets.DatasetDict] = {}
 
     def load_dataset(path, config):
@@ -350,7 +350,7 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_hub_gives_what_the_files_give(write, write_ax, hub, name):
+def test_hub_and_files_give_the_same_examples(write, write_ax, hub, name):
     if name == "mnli":
         write_ax("AX.tsv")
     files = load_glue(name, write(name))
@@ -378,7 +378,7 @@ def rte_on_the_hub(**splits) -> datasets.DatasetDict:
     return datasets.DatasetDict({name: split for name, split in (usual | splits).items() if split is not None})
 
 
-def test_test_labels_of_the_hub_are_left_alone(hub):
+def test_labels_of_test_sets_on_the_hub_are_ignored(hub):
     hub["rte"] = rte_on_the_hub(test=hub_split("rte", [("A.", "B.")], [1]))
     assert load_glue("rte", None).tests[0].labels is None
 
@@ -390,18 +390,18 @@ def test_test_labels_of_the_hub_are_left_alone(hub):
         ({"train": hub_split("stsb", [("A.", "B.")], [0.5])}, "has the classes None"),
         ({"train": hub_split("rte", [("A.", "B.")], [-1])}, r"split train, row 0, column 'label' is -1"),
         ({"train": hub_split("rte", [("A.", None)], [1])}, r"split train, row 0: column 'sentence2' has no text"),
-        ({"train": hub_split("mnli", [("A.", "B.")], [1])}, r"has no column 'sentence1', it has: premise, hypothesis"),
+        ({"train": hub_split("mnli", [("A.", "B.")], [1])}, r"has no column 'sentence1'; it has premise, hypothesis"),
         ({"validation": hub_split("rte", [("A.", "B.")], [0]).select([])}, "split validation has no rows"),
-        ({"test": None}, "has no split 'test', it has: train, validation"),
+        ({"test": None}, "has no split 'test'; it has train, validation"),
     ],
 )
-def test_the_hub_is_not_as_expected(hub, splits, message):
+def test_unexpected_contents_of_the_hub_are_errors(hub, splits, message):
     hub["rte"] = rte_on_the_hub(**splits)
     with pytest.raises(UserError, match=message):
         load_glue("rte", None)
 
 
-def test_without_the_hub_the_error_says_what_to_do(monkeypatch):
+def test_errors_of_the_hub_suggest_the_files(monkeypatch):
     def load_dataset(path, config):
         raise ConnectionError("no route to host")
 

@@ -45,7 +45,7 @@ def read(path) -> list[list[str]]:
         return list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def test_a_whole_submission(tmp_path):
+def test_a_complete_submission(tmp_path):
     directory = tmp_path / "new" / "predictions"
     assert write_predictions(directory, everything()) == []
     names = sorted(f"{title}.tsv" for title in ALL)
@@ -58,7 +58,7 @@ def test_a_whole_submission(tmp_path):
 
 
 @pytest.mark.parametrize("title", WORDS)
-def test_labels_are_the_benchmarks_words_with_the_ids_of_the_rows(tmp_path, title):
+def test_files_have_the_benchmarks_labels_and_the_ids_of_the_examples(tmp_path, title):
     values = np.arange(len(WORDS[title]))[::-1]
     ids = [str(17 - 3 * row) for row in range(len(values))]
     write_predictions(tmp_path, [predict(title, values, ids)])
@@ -73,12 +73,12 @@ def test_scores_of_stsb_are_clipped_and_have_three_decimals(tmp_path):
     assert written == ["0.000", "0.000", "3.142", "5.000", "5.000", "5.000"]
 
 
-def test_what_is_missing_in_the_benchmarks_order(tmp_path):
+def test_missing_test_sets_are_returned_in_the_benchmarks_order(tmp_path):
     given = [prediction for prediction in everything() if prediction.split.title not in ("QQP", "AX", "SST-2")]
     assert write_predictions(tmp_path, reversed(given)) == ["SST-2", "QQP", "AX"]
 
 
-def test_own_tasks_have_their_words_and_whole_numbers_and_nothing_to_submit(tmp_path):
+def test_own_tasks_have_labels_and_unrounded_numbers_but_no_submission(tmp_path):
     values = [-7.25, 1234567.125, 1e-9]
     predictions = [
         Prediction(OWN, split("colours", ["0", "1"]), [1, 0]),
@@ -101,15 +101,15 @@ def test_equal_predictions_give_equal_bytes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("prediction", "error", "message"),
     [
-        (predict("RTE", [0, 1, 1], ["0", "1"]), ValueError, "RTE has 2 rows, but 3 predictions"),
-        (predict("RTE", [], ["0", "1"]), ValueError, "RTE has 2 rows, but 0 predictions"),
+        (predict("RTE", [0, 1, 1], ["0", "1"]), ValueError, "RTE has 2 examples, but 3 predictions"),
+        (predict("RTE", [], ["0", "1"]), ValueError, "RTE has 2 examples, but 0 predictions"),
         (predict("RTE", [0, 2]), ValueError, "RTE is 2; it should be a class from 0 to 1"),
         (predict("RTE", [-1, 0]), ValueError, "RTE is -1; it should be a class from 0 to 1"),
         (predict("CoLA", [0]), ValueError, "two predictions for CoLA"),
         (predict("STS-B", [1.0, float("nan")]), UserError, "STS-B is nan; it should be a finite number"),
     ],
 )
-def test_after_an_error_everything_is_as_before(tmp_path, prediction, error, message):
+def test_an_error_changes_no_files(tmp_path, prediction, error, message):
     write_predictions(tmp_path, [predict("CoLA", [1, 1])])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(error, match=message):
@@ -117,7 +117,7 @@ def test_after_an_error_everything_is_as_before(tmp_path, prediction, error, mes
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_write_that_fails_leaves_the_old_archive(tmp_path, monkeypatch):
+def test_a_failing_write_keeps_the_old_archive(tmp_path, monkeypatch):
     write_predictions(tmp_path, [predict("CoLA", [1, 1])])
     before = (tmp_path / "submission.zip").read_bytes()
 
@@ -131,7 +131,7 @@ def test_a_write_that_fails_leaves_the_old_archive(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["CoLA.tsv", "submission.zip"]
 
 
-def test_the_archive_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failing_archive_keeps_the_old_one(tmp_path, monkeypatch):
     write_predictions(tmp_path, [predict("CoLA", [1, 1])])
     before = (tmp_path / "submission.zip").read_bytes()
 
@@ -145,7 +145,7 @@ def test_the_archive_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["CoLA.tsv", "submission.zip"]
 
 
-def test_a_file_where_the_directory_should_be(tmp_path):
+def test_a_file_instead_of_the_directory_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="predictions cannot be written to .*file: File exists"):
         write_predictions(tmp_path / "file", [predict("CoLA", [0])])

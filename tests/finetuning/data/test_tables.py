@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ultrafastbert.finetuning.arguments import OwnDataArguments
 from ultrafastbert.finetuning.data.tables import load_table
 from ultrafastbert.utils.errors import UserError
 
@@ -29,9 +30,9 @@ FORMATS = {".csv": as_csv, ".tsv": lambda rows: as_csv(rows, "\t"), ".jsonl": as
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads a task from the contents of its files, by default CSV, with a training file that has yes and no."""
+    """Loads a task from the contents of its files, by default CSV with the labels yes and no."""
 
-    def load(train=CSV, validation="same", test=None, suffix=".csv", **options):
+    def load(train=CSV, validation="same", test=None, suffix=".csv", seed=0, **options):
         paths = {}
         for role, content in {"train": train, "validation": validation, "test": test}.items():
             if content == "same":
@@ -39,9 +40,9 @@ def load(tmp_path):
             if content is not None:
                 path = tmp_path / f"{role}{suffix}"
                 path.write_bytes(content.encode() if isinstance(content, str) else content)
-                paths[role] = path
-        defaults = {"text_columns": ["text"], "label_column": "label", "regression": False, "holdout": 0.25, "seed": 0}
-        return load_table("own", paths["train"], paths.get("validation"), paths.get("test"), **(defaults | options))
+                paths[role] = str(path)
+        own = OwnDataArguments(**({"validation_fraction": 0.25} | paths | options))
+        return load_table("own", own.train, own, seed)
 
     return load
 
@@ -52,7 +53,7 @@ def labels_as_words(data, split):
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_every_format(load, suffix, compress):
+def test_every_format_is_read(load, suffix, compress):
     content = ("\ufeff" + FORMATS[suffix](ROWS)).encode()
     data = load(gzip.compress(content) if compress else content, suffix=suffix + ".gz" * compress)
     assert data.task.labels == ("no", "yes")
@@ -102,7 +103,7 @@ def test_labels_of_json(load):
 
 
 @pytest.mark.parametrize("label", [None, [1], {"a": 1}, 1.5])
-def test_labels_of_json_that_are_not_classes(load, label):
+def test_labels_of_json_that_are_not_classes_are_errors(load, label):
     with pytest.raises(UserError, match=r"train\.jsonl, line 2, column 'label' is .*; it should be a string, a whole"):
         load(as_jsonl([("t", "a"), ("t", label)]), suffix=".jsonl")
 
@@ -122,18 +123,18 @@ def test_regression(load, suffix, content):
 
 
 @pytest.mark.parametrize("label", ["nan", "inf", "1e999", "high", "1,5"])
-def test_numbers_that_are_not_finite(load, label):
+def test_numbers_that_are_not_finite_are_errors(load, label):
     with pytest.raises(UserError, match=r"train\.csv, line 3: the label is .*; it should be a finite number"):
         load(as_csv([("t", "1"), ("t", label)]), regression=True)
 
 
 @pytest.mark.parametrize("label", ["true", "NaN", "null", "[1]"])
-def test_numbers_of_json_that_are_not_finite_numbers(load, label):
+def test_values_of_json_that_are_not_finite_numbers_are_errors(load, label):
     with pytest.raises(UserError, match=r"train\.jsonl, line 1.* it should be a (finite )?number"):
         load(f'{{"text": "t", "label": {label}}}\n', suffix=".jsonl", regression=True)
 
 
-def test_test_rows_need_no_labels(load):
+def test_a_test_file_needs_no_labels(load):
     data = load(test=as_csv([("a",), ("b",)], header=("text",)))
     assert [(split.texts, split.labels, split.ids) for split in data.tests] == [([("a",), ("b",)], None, ["0", "1"])]
     assert load(test=as_csv([("a", "yes")])).tests[0].labels == [1]
@@ -143,7 +144,7 @@ def test_test_rows_need_no_labels(load):
         load(as_jsonl(ROWS), test='{"text": "a"}\n{"text": "b", "label": "yes"}\n', suffix=".jsonl")
 
 
-def test_held_out_rows_are_a_random_part_of_the_training_rows(load):
+def test_held_out_examples_are_a_random_part_of_the_training_file(load):
     rows = [(f"text {number}", "ab"[number % 2]) for number in range(40)]
     data = load(as_csv(rows), None, seed=1)
     (held,) = data.evaluations
@@ -158,7 +159,7 @@ def test_held_out_rows_are_a_random_part_of_the_training_rows(load):
         numbers = [int(text.removeprefix("text ")) for (text,) in split.texts]
         assert numbers == sorted(numbers)
         assert split.ids == [str(row) for row in range(len(split))]
-    assert held.notes[0].startswith("10 of the 40 rows of ") and "(seed 1)" in held.notes[0]
+    assert held.notes[0].startswith("10 of the 40 examples of ") and "(seed 1)" in held.notes[0]
     assert load(as_csv(rows), None, seed=1).fingerprint == data.fingerprint
     assert load(as_csv(rows), None, seed=2).fingerprint != data.fingerprint
 
@@ -166,26 +167,26 @@ def test_held_out_rows_are_a_random_part_of_the_training_rows(load):
 def test_each_class_stays_in_training(load):
     rows = [("t", "common")] * 8 + [("t", "rare"), ("t", "scarce")]
     for seed in range(20):
-        data = load(as_csv(rows), None, seed=seed, holdout=0.7)
+        data = load(as_csv(rows), None, seed=seed, validation_fraction=0.7)
         assert set(data.train.labels) == {0, 1, 2}
         assert len(data.evaluations[0]) == 7
     with pytest.raises(
-        UserError, match=r"train\.csv has too few rows \(10\) to hold out 8 and leave a row of each class"
+        UserError, match=r"train\.csv has too few examples \(10\) to hold out 8 and keep one of each class"
     ):
-        load(as_csv(rows), None, holdout=0.8)
+        load(as_csv(rows), None, validation_fraction=0.8)
 
 
-def test_a_row_at_least_is_held_out_and_one_is_left(load):
+def test_at_least_one_example_is_held_out_and_one_is_kept(load):
     numbers = as_csv([("a", "1"), ("b", "2")])
-    assert len(load(numbers, None, regression=True, holdout=0.01).evaluations[0]) == 1
-    with pytest.raises(UserError, match=r"too few rows \(1\) to hold out 1 and leave a row to train on"):
+    assert len(load(numbers, None, regression=True, validation_fraction=0.01).evaluations[0]) == 1
+    with pytest.raises(UserError, match=r"too few examples \(1\) to hold out 1 and keep one to train on"):
         load(as_csv([("a", "1")]), None, regression=True)
-    for holdout in (0.0, 1.0, float("nan")):
-        with pytest.raises(UserError, match="holdout is .*; it should be greater than 0 and less than 1"):
-            load(numbers, None, regression=True, holdout=holdout)
+    for fraction in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="own.validation_fraction is .*; it should be greater than 0 and less th"):
+            load(numbers, None, regression=True, validation_fraction=fraction)
 
 
-def test_blank_lines_at_the_end_are_no_rows(load):
+def test_blank_lines_at_the_end_are_ignored(load):
     for suffix, content in ((".csv", as_csv(ROWS)), (".jsonl", as_jsonl(ROWS))):
         assert len(load(content + "\n\r\n\n", suffix=suffix).train) == 4
 
@@ -194,7 +195,7 @@ def test_carriage_returns_alone_end_records(load):
     assert load("text,label\ra,x\rb,y\r").train.texts == [("a",), ("b",)]
 
 
-def test_long_texts(load):
+def test_long_texts_are_read(load):
     text = "word " * 50_000 + "end"
     limit = csv.field_size_limit()
     assert load(as_csv([(text, "a"), ("t", "b")])).train.texts[0] == (text,)
@@ -207,22 +208,22 @@ def test_long_texts(load):
         ("", r"train\.csv, line 1 is blank; it should name the columns"),
         ("\ntext,label\na,b\n", r"line 1 is blank"),
         ("text,label\n", r"train\.csv has no rows"),
-        ("text,label\na,x\n", r"train\.csv has 'x' only in column 'label'; it should have two classes"),
+        ("text,label\na,x\n", r"train\.csv has only 'x' in column 'label'; it should have two or more classes"),
         ("text,label\na,x\n\nb,y\n", r"line 3 has 0 columns; it should have 2"),
         ("text,label\na,x\nb,y,z\n", r"line 3 has 3 columns; it should have 2"),
         ('text,label\n"a\nb",x\nc\n', r"line 4 has 1 column; it should have 2"),
         ('text,label\n"a\nb",\n', r"line 2, column 'label' is empty"),
         ('text,label\n"a\n\n\nb",x\n  ,y\n', r"line 6, column 'text' is empty"),
-        ('text,label\na,x\n"b,y\nc,y\n', r"the record that starts in line 3 is broken: unexpected end of data"),
-        ('text,label\n"a" b,x\n', r"the record that starts in line 2 is broken: ',' expected after '\"'"),
-        ("text,tag\na,x\n", r"line 1 has no column 'label', it has: 'text', 'tag'"),
+        ('text,label\na,x\n"b,y\nc,y\n', r"the row that starts in line 3 is broken: unexpected end of data"),
+        ('text,label\n"a" b,x\n', r"the row that starts in line 2 is broken: ',' expected after '\"'"),
+        ("text,tag\na,x\n", r"line 1 has no column 'label'; it has 'text', 'tag'"),
         ("label,label,text\na,x,y\n", r"line 1 names the column 'label' more than once"),
         ('text,label\na,"x\ty"\nb,z\n', r"line 2, column 'label' is 'x\\ty'; it should have neither tabs nor"),
         (b"text,label\na,x\n\xe9,y\n", r"line 3 is not UTF-8: byte 0xe9 at offset 0"),
         (b"text,label\na\0b,x\n", r"line 2 has a null byte"),
     ],
 )
-def test_broken_csv(load, content, message):
+def test_errors_in_csv_name_file_and_line(load, content, message):
     with pytest.raises(UserError, match=message):
         load(content)
 
@@ -238,7 +239,7 @@ def test_broken_csv(load, content, message):
             r"line 3 is not a JSON .* should be: it has 'text' more than once",
         ),
         ("[" * 100_000, r"line 3 is not a JSON object, as each line should be: maximum recursion"),
-        ('{"label": "x", "title": "b"}', r"line 3 has no column 'text', it has: 'label', 'title'"),
+        ('{"label": "x", "title": "b"}', r"line 3 has no column 'text'; it has 'label', 'title'"),
         ('{"text": null, "label": "x"}', r"line 3, column 'text' is null; it should be text"),
         ('{"text": 5, "label": "x"}', r"line 3, column 'text' is 5; it should be text"),
         ('{"text": " ", "label": "x"}', r"line 3, column 'text' is empty"),
@@ -247,29 +248,30 @@ def test_broken_csv(load, content, message):
         ("", r"line 3 is not a JSON object, as each line should be: Expecting value$"),
     ],
 )
-def test_broken_jsonl(load, line, message):
+def test_errors_in_jsonl_name_file_and_line(load, line, message):
     rows = as_jsonl([("a", "x"), ("b", "y")])
     with pytest.raises(UserError, match=r"train\.jsonl, " + message):
         load(f'{rows}{line}\n{{"text": "c", "label": "y"}}\n', suffix=".jsonl")
 
 
-def test_a_label_that_training_does_not_have(load):
+def test_a_label_that_training_does_not_have_is_an_error(load):
     with pytest.raises(UserError, match=r"validation\.csv, line 4: the label 'maybe' is not in the training file"):
         load(validation=as_csv([("a\nb", "yes"), ("c", "maybe")]))
 
 
-def test_wrong_arguments(load, tmp_path):
-    with pytest.raises(UserError, match=r"text_columns is \['a', 'b', 'c'\]; it should name one or two columns"):
+def test_wrong_arguments_are_errors(load, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"own.text_columns is \['a', 'b', 'c'\]; it should be a list of one or two c"
+    ):
         load(text_columns=["a", "b", "c"])
     with pytest.raises(
-        UserError, match=r"text_columns and label_column are \['label', 'label'\]; they should be diff"
+        ValueError, match=r"own.text_columns and own.label_column are \['label', 'label'\]; they should be diff"
     ):
         load(text_columns=["label"])
-    with pytest.raises(UserError, match=r"train\.xlsx is of an unknown kind; its name should end in one of \.csv, "):
+    with pytest.raises(UserError, match=r"train\.xlsx has an unknown format; its name should end in one of \.csv, "):
         load(suffix=".xlsx")
-    paths = {"train": tmp_path / "nowhere.csv", "validation": None, "test": None}
-    options = {"text_columns": ["text"], "label_column": "label", "regression": False, "holdout": 0.1, "seed": 0}
+    nowhere = str(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match=r"nowhere\.csv cannot be read: No such file"):
-        load_table("own", **paths, **options)
-    with pytest.raises(UserError, match=r"the task's name is '\.\./own'; it should be letters"):
-        load_table("../own", **paths, **options)
+        load_table("own", nowhere, OwnDataArguments(train=nowhere))
+    with pytest.raises(UserError, match=r"the name of the task is '\.\./own'; it should consist of letters"):
+        load_table("../own", nowhere, OwnDataArguments(train=nowhere))

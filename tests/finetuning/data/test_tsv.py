@@ -40,7 +40,7 @@ def test_quotes_and_unicode_line_breaks_are_text(write):
     assert [text for _, (text,) in read_tsv(path, ["text"])] == ['"one quotation mark', "a\u2028b\x85c\x0bd\x1ce\rf"]
 
 
-def test_a_file_without_header(write):
+def test_a_file_without_header_is_read(write):
     path = write("\ufeffx\t1\ny\t2\n")
     assert list(read_tsv(path, ["word"], header=["word", "number"])) == [(1, ["x"]), (2, ["y"])]
 
@@ -71,7 +71,7 @@ def test_errors_name_file_and_line(write, content, message):
         list(read_tsv(write(content), ["a", "b"]))
 
 
-def test_gzip(write):
+def test_gzip_is_read(write):
     content = b"one\ntwo"
     assert list(read_lines(write(gzip.compress(content), "file.gz"))) == [(1, "one\n"), (2, "two")]
     with pytest.raises(UserError, match=r"file\.gz cannot be read: Not a gzipped file"):
@@ -80,6 +80,6 @@ def test_gzip(write):
         list(read_lines(write(gzip.compress(content)[:-9], "file.gz")))
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match="missing.tsv cannot be read: No such file"):
         list(read_lines(tmp_path / "missing.tsv"))

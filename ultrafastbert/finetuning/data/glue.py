@@ -1,12 +1,12 @@
 """GLUE (arXiv 1804.07461): its nine tasks, from the benchmark's own TSV files or from `nyu-mll/glue` on the Hub.
 
 Notable:
-- The words of a task's labels are those of the TSV files, which the benchmark's server wants back in predictions; the
-  Hub has names of its own for some (`acceptable` for `1`). Their order, and so the number of a class, is the Hub's.
-- Test splits never have labels, though the Hub publishes those of MRPC: the benchmark's server scores them.
-- Rows of a test split keep the order and the ids of their file. The server knows them by the ids, so these must be
-  numbers, each there once; they need not ascend.
-- An empty text stays: in a test file its row needs a prediction like any other.
+- The words for a task's labels are those of the TSV files, which the benchmark's server expects in predictions. The
+  Hub has other names for some (`acceptable` for `1`). Their order, and so the index of a class, is the Hub's.
+- Test splits never have labels, although the Hub publishes those of MRPC: the benchmark's server scores them.
+- Examples of a test split keep the order and the ids of their file. The server identifies them by the ids, which must
+  be different numbers, in any order.
+- Empty texts are kept: in a test file they need a prediction like any other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultrafastbert.finetuning.data.tasks import Split, Task, TaskData
+from ultrafastbert.finetuning.data.tasks import Split, Task, TaskData, numbered
 from ultrafastbert.finetuning.data.tsv import read_tsv
 from ultrafastbert.utils.errors import UserError
 
@@ -30,24 +30,25 @@ MAX_SCORE = 5.0
 """STS-B's scores are from 0 to this."""
 
 LINES_NAMED = 5
+"""How many skipped lines a note names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """A task of the benchmark, and where its rows are.
+    """A task of the benchmark, and where its examples are.
 
     Attributes:
         folder: of its TSV files; also the title of its splits, unless `parts` has others.
         texts: columns of the texts in TSV files.
         label: column of the label in TSV files.
-        id: column that numbers the rows of test files.
-        header: the columns of training and development files that do not begin with their names.
-        has_broken_rows: training and development files have rows that a line break inside a text cut in two.
-        hub_texts: columns of the texts on the Hub; None if as in TSV files.
-        hub_labels: names of the classes on the Hub; None if as in TSV files.
-        parts: titles of the development sets, each with the end of its name and of its test set's (`dev_matched.tsv`,
-            `test_matched`); empty where there is one of each.
-        has_diagnostic_set: the model also predicts the rows of AX.
+        id: column of the ids in test files.
+        header: the columns of training and development files, if they have no header.
+        has_broken_rows: training and development files have rows that a line break inside a text split in two.
+        hub_texts: columns of the texts on the Hub; None if they are those of the TSV files.
+        hub_labels: names of the classes on the Hub; None if they are those of the TSV files.
+        parts: titles of the development sets, each with a suffix for its file and its test set (`_matched` for
+            `dev_matched.tsv` and `test_matched.tsv`); empty if there is one of each.
+        has_diagnostic_set: the model also predicts the examples of AX.
     """
 
     task: Task
@@ -64,11 +65,12 @@ class GlueTask:
 
     @property
     def splits(self) -> tuple[tuple[str, str], ...]:
-        """Title and end of the name of each development set, and of the test set that belongs to it."""
+        """Title and suffix of each development set, and of the corresponding test set."""
         return self.parts or ((self.folder, ""),)
 
     @property
     def test_titles(self) -> list[str]:
+        """The titles of the test sets."""
         return [title for title, _ in self.splits] + [AX] * self.has_diagnostic_set
 
 
@@ -144,25 +146,28 @@ TASKS: dict[str, GlueTask] = {
         ),
     )
 }
-"""By name, in the benchmark's order."""
+"""The tasks by name, in the benchmark's order."""
 
 
 def load_glue(name: str, data_dir: str | Path | None) -> TaskData:
-    """The rows of a task of GLUE; MNLI has two splits to evaluate on, and the diagnostic set AX among its tests.
+    """The examples of a GLUE task; MNLI has two development sets, and the diagnostic set AX among its test sets.
 
-    Without a file of AX, MNLI has no such test, and the notes of its last test say so.
+    If the file of AX is missing, MNLI does not have that test set, and the notes of its last test set say so.
 
     Args:
         name: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli.
         data_dir: directory of the benchmark's own files, in folders CoLA, SST-2, ...; None: the Hub.
 
     Raises:
-        UserError: there is no such task, a file is missing or not as the benchmark has it (names file and line), or
-            the Hub cannot be read or has other columns or classes.
+        UserError: there is no such task, a file is missing or has wrong contents (names file and line), or the Hub
+            cannot be read or has other columns or classes.
     """
     if name not in TASKS:
-        raise UserError(f"{name!r} is not a task of GLUE; it should be one of {', '.join(TASKS)}")
+        raise UserError(f"{name!r} is not a GLUE task; it should be one of {', '.join(TASKS)}")
     return _load_from_hub(TASKS[name]) if data_dir is None else _load_files(TASKS[name], Path(data_dir).expanduser())
+
+
+# Files of the benchmark
 
 
 def _load_files(glue: GlueTask, data_dir: Path) -> TaskData:
@@ -170,8 +175,8 @@ def _load_files(glue: GlueTask, data_dir: Path) -> TaskData:
         raise UserError(f"data_dir is {data_dir}; it should be a directory with the folder {glue.folder}")
     folder = data_dir / glue.folder
     train = _read_labelled(glue, glue.folder, folder / "train.tsv")
-    evaluations = [_read_labelled(glue, title, folder / f"dev{end}.tsv") for title, end in glue.splits]
-    tests = [_read_test(glue, title, folder / f"test{end}.tsv") for title, end in glue.splits]
+    evaluations = [_read_labelled(glue, title, folder / f"dev{suffix}.tsv") for title, suffix in glue.splits]
+    tests = [_read_test(glue, title, folder / f"test{suffix}.tsv") for title, suffix in glue.splits]
     if glue.has_diagnostic_set:
         path = next((data_dir / name for name in AX_FILES if (data_dir / name).is_file()), None)
         if path is not None:
@@ -188,7 +193,7 @@ def _read_labelled(glue: GlueTask, title: str, path: Path) -> Split:
     for number, (*row, word) in read_tsv(path, (*glue.texts, glue.label), glue.header, broken):
         texts.append(tuple(row))
         labels.append(_label(glue, word, f"{path}, line {number}, column {glue.label!r}"))
-    return Split(title, texts, labels, _numbers(texts), _notes_on(broken, path))
+    return Split(title, texts, labels, numbered(len(texts)), _notes_on(broken or [], path))
 
 
 def _read_test(glue: GlueTask, title: str, path: Path) -> Split:
@@ -206,7 +211,7 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         folder = next(parent for parent in path.parents if parent.is_dir())
         names = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
-        raise UserError(f"{path} is not there; {folder} has {names}")
+        raise UserError(f"{path} does not exist; {folder} contains {names}")
 
 
 def _label(glue: GlueTask, word: str, place: str) -> int | float:
@@ -218,91 +223,85 @@ def _label(glue: GlueTask, word: str, place: str) -> int | float:
     return labels.index(word)
 
 
-def _score(value: str | float, place: str) -> float:
+def _score(value: str, place: str) -> float:
     try:
         score = float(value)
     except ValueError:
         score = float("nan")
-    if not 0 <= score <= MAX_SCORE:  # what is not a number is not, either
+    if not 0 <= score <= MAX_SCORE:  # false for NaN too
         raise UserError(f"{place} is {value!r}; it should be a number from 0 to {MAX_SCORE:g}")
     return score
 
 
-def _notes_on(broken: list[int] | None, path: Path) -> list[str]:
+def _notes_on(broken: list[int], path: Path) -> list[str]:
     if not broken:
         return []
     lines = ", ".join(map(str, broken[:LINES_NAMED])) + ", ..." * (len(broken) > LINES_NAMED)
-    return [f"left out {len(broken)} lines of {path} with the wrong number of columns: {lines}"]
+    return [f"skipped {len(broken)} lines of {path} with the wrong number of columns: {lines}"]
 
 
 def _check_ids(ids: Sequence[str], place: str, numbers: Iterable[int]) -> None:
     first: dict[int, int] = {}
     for id, number in zip(ids, numbers, strict=True):
         if not (id.isascii() and id.isdigit()):
-            raise UserError(f"{place} {number}: the row's id is {id!r}; it should be a whole number")
+            raise UserError(f"{place} {number}: the id is {id!r}; it should be a whole number")
         before = first.setdefault(int(id), number)
         if before != number:
-            raise UserError(f"{place} {number}: the row's id is {id}, as in {before}; each should be there once")
+            raise UserError(f"{place} {number}: the id is {id}, as in {before}; all ids should be different")
 
 
-def _numbers(rows: Sequence) -> list[str]:
-    return [str(number) for number in range(len(rows))]
+# The Hub
 
 
 def _load_from_hub(glue: GlueTask) -> TaskData:
-    name = glue.task.name
-    splits = _download(name)
-
-    def read(title: str, split: str, is_labelled: bool) -> Split:
-        place = f"{HUB_NAME}, configuration {name}"
-        if split not in splits:
-            raise UserError(f"{place} has no split {split!r}, it has: {', '.join(splits)}")
-        return _hub_split(glue, title, splits[split], f"{place}, split {split}", is_labelled)
-
-    train = read(glue.folder, "train", True)
-    evaluations = [read(title, f"validation{end}", True) for title, end in glue.splits]
-    tests = [read(title, f"test{end}", False) for title, end in glue.splits]
+    hub = _download(glue.task.name)
+    train = _hub_split(glue, glue.folder, hub, "train")
+    evaluations = [_hub_split(glue, title, hub, f"validation{suffix}") for title, suffix in glue.splits]
+    tests = [_hub_split(glue, title, hub, f"test{suffix}", is_test=True) for title, suffix in glue.splits]
     if glue.has_diagnostic_set:
-        name = "ax"
-        splits = _download(name)
-        tests.append(read(AX, "test", False))
+        tests.append(_hub_split(glue, AX, _download("ax"), "test", is_test=True))
     return TaskData(glue.task, train, evaluations, tests)
 
 
-def _download(config: str) -> "datasets.DatasetDict":
+def _download(name: str) -> "tuple[str, datasets.DatasetDict]":
+    """The name of a configuration in messages, and its splits."""
+    place = f"{HUB_NAME}, configuration {name}"
     instead = "without the Hub, --data_dir DIR reads the benchmark's own TSV files"
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"reading {HUB_NAME} from the Hub needs `pip install datasets`; {instead}") from error
     try:
-        return datasets.load_dataset(HUB_NAME, config)
+        return place, datasets.load_dataset(HUB_NAME, name)
     except Exception as error:  # whatever the network, the Hub or its files raise
         reason = error if str(error) else type(error).__name__
-        raise UserError(
-            f"{HUB_NAME}, configuration {config}, cannot be read from the Hugging Face Hub: {reason} ({instead})"
-        ) from error
+        raise UserError(f"{place}, cannot be read from the Hugging Face Hub: {reason} ({instead})") from error
 
 
-def _hub_split(glue: GlueTask, title: str, rows: "datasets.Dataset", place: str, is_labelled: bool) -> Split:
-    columns = glue.hub_texts or glue.texts
+def _hub_split(
+    glue: GlueTask, title: str, hub: "tuple[str, datasets.DatasetDict]", name: str, is_test: bool = False
+) -> Split:
+    place, splits = hub
+    if name not in splits:
+        raise UserError(f"{place} has no split {name!r}; it has {', '.join(map(str, splits))}")
+    rows, place, columns = splits[name], f"{place}, split {name}", glue.hub_texts or glue.texts
     _check_features(glue, (*columns, "label", "idx"), rows, place)
     content = rows[:]
     texts = list(zip(*(_stripped(content[column], column, place) for column in columns), strict=True))
-    if not is_labelled:
+    if is_test:
         ids = [str(id) for id in content["idx"]]
         _check_ids(ids, f"{place}, row", range(len(ids)))
         return Split(title, texts, None, ids)
     labels = [
         _hub_label(glue, value, f"{place}, row {row}, column 'label'") for row, value in enumerate(content["label"])
     ]
-    return Split(title, texts, labels, _numbers(texts))
+    return Split(title, texts, labels, numbered(len(texts)))
 
 
 def _check_features(glue: GlueTask, columns: Iterable[str], rows: "datasets.Dataset", place: str) -> None:
     missing = [column for column in columns if column not in rows.features]
     if missing:
-        raise UserError(f"{place} has no column {missing[0]!r}, it has: {', '.join(rows.features)}")
+        raise UserError(f"{place} has no column {missing[0]!r}; it has {', '.join(rows.features)}")
     if not len(rows):
         raise UserError(f"{place} has no rows")
     expected = glue.hub_labels or glue.task.labels
@@ -314,13 +313,13 @@ def _check_features(glue: GlueTask, columns: Iterable[str], rows: "datasets.Data
 def _stripped(texts: Sequence[str | None], column: str, place: str) -> list[str]:
     if None in texts:
         raise UserError(f"{place}, row {texts.index(None)}: column {column!r} has no text")
-    return [text.strip() for text in texts]
+    return [text.strip() for text in texts if text is not None]
 
 
 def _hub_label(glue: GlueTask, value: int | float | None, place: str) -> int | float:
     if glue.task.is_regression:
-        # float32, whose seven digits are the number that was written: 3.8, not 3.7999999523162842.
+        # The float32 on the Hub, to seven digits, is the number that was written: 3.8, not 3.7999999523162842.
         return _score("" if value is None else f"{value:.7g}", place)
-    if value not in range(len(glue.task.labels)):  # -1 stands for a label that is not public
-        raise UserError(f"{place} is {value}; it should be from 0 to {len(glue.task.labels) - 1}")
+    if value is None or value not in range(glue.task.outputs):  # -1 stands for a label that is not public
+        raise UserError(f"{place} is {value}; it should be from 0 to {glue.task.outputs - 1}")
     return value

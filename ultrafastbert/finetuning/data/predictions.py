@@ -1,6 +1,6 @@
-"""Prediction files, in the format that the GLUE benchmark's server takes (gluebenchmark.com/faq).
+"""Prediction files in the format of the GLUE benchmark's server (gluebenchmark.com/faq).
 
-Notable: equal predictions give equal files to the last byte, the zip file included, which has no times in it.
+Notable: equal predictions give equal files to the last byte, the zip file included, which states no times.
 """
 
 import io
@@ -17,7 +17,7 @@ from ultrafastbert.utils.files import write_atomically
 
 ARCHIVE = "submission.zip"
 SUBMISSION = tuple(title for glue in TASKS.values() for title in glue.test_titles)
-"""The titles of all test splits of GLUE; the server refuses a submission that lacks one."""
+"""The titles of all test sets of GLUE; the server refuses a submission that lacks one."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can state
 _STSB = (TASKS["stsb"].task, TASKS["stsb"].folder)
@@ -25,12 +25,12 @@ _STSB = (TASKS["stsb"].task, TASKS["stsb"].folder)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of the rows of a test split.
+    """A model's predictions for a test set.
 
     Attributes:
-        task: of the split.
-        split: the rows.
-        values: a class (an index into the task's labels) or a number, a row.
+        task: of the test set.
+        split: the examples.
+        values: of each example, a class (an index into the task's labels) or a number.
     """
 
     task: Task
@@ -39,21 +39,21 @@ class Prediction:
 
 
 def write_predictions(directory: Path, predictions: Iterable[Prediction]) -> list[str]:
-    """Writes `TITLE.tsv` for each split and, if they are GLUE's, all of them into `submission.zip`.
+    """Writes `TITLE.tsv` for each test set and, if any are GLUE's, all of them into `submission.zip`.
 
-    A file has the header `index`, `prediction` and a line for each row: its id and its label, in words, or its number.
-    STS-B's numbers are clipped to 0..5 and have three decimals; others are written in full.
+    A file has the header `index`, `prediction` and a line for each example: its id, and its label as a word or its
+    number. STS-B's numbers are clipped to 0..5 and have three decimals; other numbers are written in full.
 
     Args:
-        directory: where the files go, over files of the same names; made if it is not there.
-        predictions: of different splits.
+        directory: of the files, which replace files of the same names; created if it does not exist.
+        predictions: for different test sets.
 
     Returns:
-        The titles that a submission must have besides, in the benchmark's order; none if no split is GLUE's.
+        The titles that a submission needs in addition, in the benchmark's order; none if no test set is GLUE's.
 
     Raises:
-        ValueError: two splits of one title, another number of values than rows, or a class that the task does not
-            have. Nothing is written.
+        ValueError: two predictions for one title, more or fewer values than examples, or a class that the task does
+            not have. Nothing is written.
         UserError: a number is not finite (nothing is written), or a file cannot be written.
     """
     files: dict[str, str] = {}
@@ -78,27 +78,23 @@ def write_predictions(directory: Path, predictions: Iterable[Prediction]) -> lis
 def _table(prediction: Prediction) -> str:
     split, values = prediction.split, prediction.values
     if len(values) != len(split):
-        raise ValueError(f"{split.title} has {len(split)} rows, but {len(values)} predictions")
-    show = _number if prediction.task.is_regression else _word
-    lines = [f"{id}\t{show(prediction, value)}\n" for id, value in zip(split.ids, values, strict=True)]
+        raise ValueError(f"{split.title} has {len(split)} examples, but {len(values)} predictions")
+    lines = [f"{id}\t{_text(prediction, value)}\n" for id, value in zip(split.ids, values, strict=True)]
     return "index\tprediction\n" + "".join(lines)
 
 
-def _word(prediction: Prediction, value: int) -> str:
-    labels = prediction.task.labels
-    if value not in range(len(labels)):
-        title = prediction.split.title
-        raise ValueError(f"a prediction for {title} is {value}; it should be a class from 0 to {len(labels) - 1}")
-    return labels[value]
-
-
-def _number(prediction: Prediction, value: float) -> str:
-    title, value = prediction.split.title, float(value)
+def _text(prediction: Prediction, value: int | float) -> str:
+    """A prediction as the file has it: a label or a number."""
+    title, labels = prediction.split.title, prediction.task.labels
+    if labels is not None:
+        if value not in range(len(labels)):
+            raise ValueError(f"a prediction for {title} is {value}; it should be a class from 0 to {len(labels) - 1}")
+        return labels[int(value)]
     if not math.isfinite(value):
         raise UserError(f"a prediction for {title} is {value}; it should be a finite number")
     if (prediction.task, title) == _STSB:
         return f"{max(0.0, min(value, MAX_SCORE)):.3f}"
-    return repr(value)
+    return repr(float(value))
 
 
 def _archive(files: dict[str, str]) -> bytes:
@@ -106,7 +102,7 @@ def _archive(files: dict[str, str]) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system = 3  # Unix, wherever it is written: the mode below is one of Unix
+            entry.create_system = 3  # Unix on every system, because the mode below is Unix's
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

@@ -1,19 +1,20 @@
-"""What fine-tuning needs to know of a task, wherever its rows come from: GLUE or somebody's own files."""
+"""Tasks and their examples, in one form for GLUE and for your own files."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of classifying texts, or pairs of texts, or of giving them a number.
+    """A task of classifying texts or pairs of texts, or of predicting a number for them.
 
     Attributes:
-        name: what it is called in options and file names, such as `stsb`.
-        labels: the label words; a class is an index into them. None for regression.
-        metric: the metric module of `ultrafastbert.finetuning.metrics` that evaluates it.
-        primary: which of that metric's values stands for the task in tables and averages.
+        name: used in options and file names, such as `stsb`.
+        labels: words for the classes; a class is an index into them. None for regression.
+        metric: the module of `ultrafastbert.finetuning.metrics` that evaluates the task.
+        primary: the value of that metric that represents the task in tables and averages.
     """
 
     name: str
@@ -23,24 +24,30 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
+        """Whether the task is to predict a number."""
         return self.labels is None
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a model's head: one for each class, or one for a number."""
+        return 1 if self.labels is None else len(self.labels)
 
 
 @dataclass
 class Split:
-    """Rows of a task.
+    """Examples of a task.
 
     Attributes:
-        title: what the split is called in tables and prediction files, such as `MNLI-mm`.
-        texts: one or two texts a row.
-        labels: an index into the task's labels, or a number, a row; None where labels are not public.
-        ids: what names each row in a prediction file.
-        notes: what a person should know of the reading, such as how many rows of which file were left out and why.
+        title: the name of the split in tables and prediction files, such as `MNLI-mm`.
+        texts: of each example, one or two texts.
+        labels: of each example, an index into the task's labels, or a number; None where labels are not public.
+        ids: of each example, its name in a prediction file.
+        notes: sentences for the report, such as how many lines of which file were skipped and why.
     """
 
     title: str
     texts: list[tuple[str, ...]]
-    labels: list[int] | list[float] | None
+    labels: Sequence[int | float] | None
     ids: list[str]
     notes: list[str] = field(default_factory=list)
 
@@ -50,7 +57,7 @@ class Split:
 
 @dataclass
 class TaskData:
-    """The rows of a task: one split to train on, and any number to evaluate on (with labels) and to predict."""
+    """The examples of a task: a split to train on, splits with labels to evaluate on, and splits to predict."""
 
     task: Task
     train: Split
@@ -58,9 +65,20 @@ class TaskData:
     tests: list[Split]
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """All splits, by their names in results: `train`, `dev MNLI-m`, `test MNLI-m`."""
+        splits = {"train": self.train} | {f"dev {split.title}": split for split in self.evaluations}
+        return splits | {f"test {split.title}": split for split in self.tests}
+
+    @property
     def fingerprint(self) -> str:
-        """Equal for equal rows in equal order, wherever they were read from; SHA-256, 16 hexadecimal digits."""
+        """A hash of the examples and their order, wherever they were read from: SHA-256, 16 hexadecimal digits."""
         digest = hashlib.sha256()
-        for split in (self.train, *self.evaluations, *self.tests):
+        for split in self.splits.values():
             digest.update(json.dumps([split.title, split.texts, split.labels, split.ids]).encode())
         return digest.hexdigest()[:16]
+
+
+def numbered(count: int) -> list[str]:
+    """Ids of examples that have none of their own: `0`, `1`, ..."""
+    return [str(number) for number in range(count)]

@@ -1,29 +1,29 @@
 """Matthews correlation of classes, of two or more, as a module of `evaluate`; GLUE's metric for CoLA."""
 
-import datasets
 import evaluate
+from numpy.typing import ArrayLike
 from sklearn.metrics import matthews_corrcoef
 
-from ultrafastbert.finetuning.metrics import check_classes, warn_of_one_class
+from ultrafastbert.finetuning.metrics import check_values, metric_info, warn_of_one_class
 
 _DESCRIPTION = """
-The Matthews correlation coefficient: the correlation between predicted and true classes, which a guess that ignores
-its input does not raise, however uneven the classes are. 1 is perfect, 0 no better than chance, -1 always wrong. With
-more than two classes it is Gorodkin's R_K.
+The Matthews correlation coefficient: the correlation between predicted and true classes. Predictions that ignore the
+input have about 0, however uneven the classes are; 1 is perfect, -1 always wrong. For more than two classes it is
+Gorodkin's R_K.
 """
 
 _INPUTS = """
 Args:
-    predictions: predicted classes, whole numbers from 0 to num_labels - 1.
+    predictions: predicted classes, integers from 0 to num_labels - 1.
     references: true classes.
     num_labels: the number of classes, by default 2.
 
 Returns:
-    matthews_correlation: from -1 to 1. It is 0 by convention, with a DegenerateWarning, where predictions or
+    matthews_correlation: from -1 to 1. It is 0 by convention, with a DegenerateWarning, if predictions or
         references are all one class.
 
 Raises:
-    ValueError: if there are no rows, lengths differ, or a row is not a class.
+    ValueError: there are no examples, lengths differ, or a value is not a class.
 
 Examples:
     >>> metric = evaluate.load("ultrafastbert/finetuning/metrics/matthews.py")
@@ -40,23 +40,15 @@ _CITATION = """
 
 
 class Matthews(evaluate.Metric):
-    def _info(self):
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": number, "references": number}),
-            reference_urls=[
-                "https://doi.org/10.1016/0005-2795(75)90109-9",
-                "https://doi.org/10.1016/j.compbiolchem.2004.09.006",
-            ],
-        )
+    """The Matthews correlation coefficient, whose description gives inputs and values."""
 
-    def _compute(self, predictions, references, num_labels=2):
-        predictions = check_classes("predictions", predictions, num_labels)
-        references = check_classes("references", references, num_labels)
+    def _info(self) -> evaluate.MetricInfo:
+        urls = ("https://doi.org/10.1016/0005-2795(75)90109-9", "https://doi.org/10.1016/j.compbiolchem.2004.09.006")
+        return metric_info(_DESCRIPTION, _INPUTS, _CITATION, *urls)
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike, num_labels: int = 2) -> dict[str, float]:
+        predictions, references = check_values(predictions, references, num_labels)
         for name, values in (("predictions", predictions), ("references", references)):
-            if warn_of_one_class(name, values, ": the Matthews correlation, which is then not defined, counts as 0"):
+            if warn_of_one_class(name, values, ": the Matthews correlation is not defined and counts as 0"):
                 return {"matthews_correlation": 0.0}
         return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}

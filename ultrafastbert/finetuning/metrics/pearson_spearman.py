@@ -1,22 +1,20 @@
 """Pearson and Spearman correlations of numbers as a module of `evaluate`; GLUE's metrics for STS-B."""
 
-import warnings
-
-import datasets
 import evaluate
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import pearsonr, spearmanr
 
-from ultrafastbert.finetuning.metrics import DegenerateWarning, check_numbers
+from ultrafastbert.finetuning.metrics import check_values, metric_info, warn
 
 ROUNDING = 1e-6
-"""Predictions that differ by no more than this share of their magnitude count as constant: eight times the precision
-of float32, in which models compute. What correlates there is the order of their sums, not what they say of a text."""
+"""Predictions that differ by no more than this fraction of their magnitude count as constant: it is eight times the
+precision of float32, in which models compute. Such differences depend on the order of sums, not on the texts."""
 
 _DESCRIPTION = """
-Two correlations between predicted and true numbers: Pearson's, of the numbers, which is 1 where one is a rising linear
-function of the other, and Spearman's, of their ranks, which is 1 where it is any rising function. Equal numbers share
-the mean of their ranks.
+Two correlations between predicted and true numbers: Pearson's, of the numbers, which is 1 if one is a rising linear
+function of the other, and Spearman's, of their ranks, which is 1 if it is any rising function. Equal numbers get the
+mean of their ranks.
 """
 
 _INPUTS = f"""
@@ -27,11 +25,11 @@ Args:
 Returns:
     pearson: from -1 to 1.
     spearman: from -1 to 1.
-    Both are 0 by convention, with a DegenerateWarning, where predictions or references are constant. Predictions are
+    Both are 0 by convention, with a DegenerateWarning, if predictions or references are constant. Predictions are
     constant too if they differ by no more than {ROUNDING:g} of the largest magnitude, which is rounding in float32.
 
 Raises:
-    ValueError: if there are no rows, lengths differ, or a row is not finite.
+    ValueError: there are no examples, lengths differ, or a value is not finite.
 
 Examples:
     >>> metric = evaluate.load("ultrafastbert/finetuning/metrics/pearson_spearman.py")
@@ -49,43 +47,37 @@ _CITATION = """
 
 
 class PearsonSpearman(evaluate.Metric):
-    def _info(self):
-        number = datasets.Value("float64")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": number, "references": number}),
-            reference_urls=["https://doi.org/10.1098/rspl.1895.0041", "https://doi.org/10.2307/1412159"],
-        )
+    """Pearson's and Spearman's correlations, whose description gives inputs and values."""
 
-    def _compute(self, predictions, references):
-        predictions = check_numbers("predictions", predictions)
-        references = check_numbers("references", references)
+    def _info(self) -> evaluate.MetricInfo:
+        urls = ("https://doi.org/10.1098/rspl.1895.0041", "https://doi.org/10.2307/1412159")
+        return metric_info(_DESCRIPTION, _INPUTS, _CITATION, *urls)
+
+    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
+        predictions, references = check_values(predictions, references)
         for name, values, tolerance in (("predictions", predictions, ROUNDING), ("references", references, 0.0)):
-            if _warn_if_constant(name, values, tolerance):
+            if _is_constant(values, tolerance):
+                warn(
+                    f"{name} are constant ({len(values)} examples, from {values.min():g} to {values.max():g}): "
+                    "both correlations are not defined and count as 0"
+                )
                 return {"pearson": 0.0, "spearman": 0.0}
+        pearson, spearman = pearsonr(_centred(predictions), _centred(references)), spearmanr(predictions, references)
         return {
-            "pearson": float(pearsonr(_centred(predictions), _centred(references)).statistic),
-            "spearman": float(np.clip(spearmanr(predictions, references).statistic, -1, 1)),
+            "pearson": float(pearson.statistic),  # pyright: ignore[reportAttributeAccessIssue]
+            "spearman": float(np.clip(spearman.statistic, -1, 1)),  # pyright: ignore[reportAttributeAccessIssue]
         }
 
 
-def _warn_if_constant(name, values, tolerance):
-    low, high = values.min(), values.max()
-    if high / 2 - low / 2 > tolerance * np.abs(values).max() / 2:  # halved: a difference of large numbers may overflow
-        return False
-    warnings.warn(
-        f"{name} are constant (rows: {len(values)}, from {low:g} to {high:g}): "
-        "both correlations, which are then not defined, count as 0",
-        DegenerateWarning,
-        stacklevel=2,
-    )
-    return True
+def _is_constant(values: np.ndarray, tolerance: float) -> bool:
+    # halved, because the difference of large numbers may overflow
+    return values.max() / 2 - values.min() / 2 <= tolerance * np.abs(values).max() / 2
 
 
-def _centred(values):
-    """`values` less their mean, in units of about their largest magnitude: which Pearson's correlation does not depend
-    on, but SciPy's arithmetic at the ends of the range of floats does."""
+def _centred(values: np.ndarray) -> np.ndarray:
+    """`values` less their mean, divided by about their largest magnitude.
+
+    This does not change Pearson's correlation, but SciPy's arithmetic overflows at the ends of the range of floats.
+    """
     values = np.ldexp(values, -np.frexp(np.abs(values).max())[1])
     return values - values.mean()
