@@ -7,8 +7,7 @@ another process. A result contains the settings that produced it, and results of
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -129,27 +128,20 @@ class ResultStore:
         train: Callable[[AnyTraining, Callable[[], None]], None],
         check: Callable[[], None],
     ) -> bool:
-        with self._lock(training) as is_free:
-            if is_free and not self.is_finished(training):  # another process may have finished it just now
-                train(training, check)
-        return is_free
-
-    @contextmanager
-    def _lock(self, training: Training) -> Iterator[bool]:
-        """Yields whether no other process has taken the training; within the context, none can take it."""
+        """Runs a training, unless another process has taken it: then returns False."""
         path = self.directory / training.file
-        lock = FileLock(beside(path, "lock"))
+        lock = FileLock(beside(path, "lock"), blocking=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
+            lock.acquire()
         except Timeout:
-            yield False
-            return
+            return False
         except OSError as error:
             raise UserError(f"{path.parent} cannot be written: {error}") from error
         try:
-            yield True
+            if not path.exists():  # another process may have finished it just now
+                train(training, check)
         finally:
             lock.release()
-            if path.exists():  # the lock is not needed any more: who takes it now sees the result
-                beside(path, "lock").unlink(missing_ok=True)
+        beside(path, "lock").unlink(missing_ok=True)  # not needed any more: the result exists
+        return True
