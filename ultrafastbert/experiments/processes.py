@@ -125,9 +125,7 @@ def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], No
         signal.signal(signal.SIGINT, handler)
         try:
             running = processes
-            while running:
-                wait([process.sentinel for process in running], timeout=0.2)
-                store.raise_if_interrupted(interrupt, lambda: plan)
+            while running and interrupt.signal is None:
                 running = [process for process in processes if process.is_alive()]
                 if any(process.exitcode for process in processes):
                     raise UserError(
@@ -136,10 +134,12 @@ def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], No
                         " processes"
                     )
                 show_progress()
+                wait([process.sentinel for process in running], timeout=0.2)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
+        store.raise_if_interrupted(interrupt, lambda: plan)
 
 
 def _work_from_file(name: str) -> None:
