@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Experiment(NamedTuple):
-    """An experiment: its measurements and what they are shown as.
+    """An experiment: its measurements, and how they are shown.
 
     Attributes:
         title: the heading of its tables.
@@ -34,7 +34,7 @@ class Experiment(NamedTuple):
         tables: Markdown paragraphs, from the section and the content of the JSON file.
         figures: from plan and results, by the suffix of the file's name; a function that returns None draws nothing.
         summarize: entries for the JSON file, from plan and results.
-        trains: networks are trained on images, several at a time; otherwise its measurements run alone.
+        trains: True if networks are trained on images, several at a time; False for measurements that run alone.
     """
 
     title: str

@@ -1,6 +1,6 @@
 """Fine-tuning over tasks and seeds: `ultrafastbert finetune`.
 
-Each task and seed is a training of its own, with a directory in `runs/`. Several processes divide the trainings among
+Each task and seed is an independent training with a directory in `runs/`. Several processes divide the trainings among
 themselves instead of splitting batches, so results do not depend on the number of processes. A sweep that was stopped
 resumes with the trainings that have no `result.json`; see `runs.results`.
 """

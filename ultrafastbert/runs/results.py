@@ -19,7 +19,7 @@ from ultrafastbert.utils.errors import Interrupted, UserError
 from ultrafastbert.utils.files import beside, write_atomically
 
 POLL_SECONDS = 0.5
-"""How often a process with nothing left to take looks whether the others have finished."""
+"""How long a process that finds all missing trainings taken waits until it looks again."""
 
 
 class Training(Protocol):
@@ -38,9 +38,9 @@ class ResultStore:
     """A directory of results.
 
     Args:
-        directory: created with the first result.
-        resume: how to resume, for the message when a signal stops the work.
-        remedy: what to do about results of other settings, a sentence.
+        directory: where the files are; it is created with the first result.
+        resume: what resumes the work, for the message after a signal.
+        remedy: a sentence that says what to do about results of other settings.
     """
 
     def __init__(self, directory: Path, resume: str = "the same command", remedy: str = "Choose another output_dir."):
@@ -56,7 +56,7 @@ class ResultStore:
         Args:
             file: relative to the directory.
             settings: everything that the result depends on, nested, as JSON types. The file has them in `settings`,
-                or beside it, as GLUE's results have `data_fingerprint`. None does not compare them.
+                or next to it, as GLUE's results have `data_fingerprint`. None does not compare them.
 
         Raises:
             UserError: the file is missing or damaged, or contains the result of other settings.
