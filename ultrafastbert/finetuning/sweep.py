@@ -7,9 +7,10 @@ resumes with the trainings that have no `result.json`; see `runs.results`.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ NAMES = ["runs", "predictions", "glue.json", "glue.md"]
 """The files and directories that a sweep writes in its output directory."""
 
 
-def finetune_all(arguments: FinetuneArguments) -> dict:
+def finetune_all(arguments: FinetuneArguments) -> Mapping[str, Any]:
     """Fine-tunes a model on every task with every seed, or resumes a sweep that was stopped.
 
     Returns:
@@ -129,7 +130,7 @@ class Sweep:
             data = {"data_fingerprint": self.fingerprints[task]} if task in self.fingerprints else {}
             self.results.read(file, self.settings | data)
 
-    def run(self) -> dict:
+    def run(self) -> Mapping[str, Any]:
         """Runs the trainings that have no result, and writes the tables; see `finetune_all`."""
         self.results.finish(self._plan, self._train)
         return self._report(final=True) if self.state.is_main_process else {}
@@ -212,7 +213,7 @@ class Sweep:
             for warning in split["warnings"]:
                 print(f"  warning: {warning}", flush=True)
 
-    def _report(self, final: bool = False) -> dict:
+    def _report(self, final: bool = False) -> Mapping[str, Any]:
         """Writes the tables; after the last training also the predictions, and prints the table."""
         results = collect(self.output, self.arguments.model, self.arguments.random_init)
         files = write_report(self.output, results, {name: self._load(name) for name in self.tasks} if final else {})

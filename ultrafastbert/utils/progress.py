@@ -49,6 +49,7 @@ def progress_bar(
         leave=leave,
         disable=not enabled,
         bar_format=bar_format,
+        miniters=0,  # tqdm's own choice does not suit fractions of 1
         dynamic_ncols=True,
     )
 
