@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "Compare trees with ordinary layers and mixtures of experts, as arXiv 2308.14711 does.",
-        "experiments.compare:compare",
+        "experiments.compare:compare_layers",
         "experiments.arguments:CompareArguments",
     ),
     "plot": Command(

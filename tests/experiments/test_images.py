@@ -15,11 +15,7 @@ def digits():
     return load_images("digits")
 
 
-def rows_of(images):
-    return {image.tobytes() for image in images}
-
-
-def test_digits_are_all_there_and_the_test_split_is_always_the_same(digits):
+def test_digits_are_complete_and_the_test_split_is_always_the_same(digits):
     assert digits.shape == (1, 8, 8) and digits.classes == 10
     assert len(digits.train[0]) == 1438 and len(digits.test[0]) == 359
     assert load_images("digits").fingerprint == digits.fingerprint
@@ -36,12 +32,12 @@ def test_the_parts_of_a_split_are_disjoint_and_together_the_whole():
     assert parts["test"][1].tolist() == list(range(5))
 
 
-def test_a_split_follows_from_its_seed(digits):
+def test_the_seed_determines_the_split(digits):
     first, again, other = (split_images(digits, seed)["validation"][1] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_images_are_standardised_by_the_rows_trained_on():
+def test_images_are_standardised_by_the_training_images():
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 200, (50, 3, 4, 4)).astype(np.uint8) // np.array([1, 2, 4], np.uint8)[:, None, None]
     images = Images("noise", (pixels, np.arange(50)), (pixels[:5] + 50, np.arange(5)))
@@ -50,7 +46,7 @@ def test_images_are_standardised_by_the_rows_trained_on():
     assert x.dtype == torch.float32 and classes.dtype == torch.int64
     torch.testing.assert_close(x.mean(dim=0), torch.zeros(3, 4, 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(x.std(dim=(0, 2, 3), correction=0), torch.ones(3))
-    # the test rows are moved by the same numbers, not standardised by their own
+    # test images are standardised by the same numbers, not by their own
     used = pixels[classes.numpy()]
     deviation = (used - used.mean(axis=0)).std(axis=(0, 2, 3), keepdims=True)
     expected = (images.test[0] - used.mean(axis=0)) / deviation
@@ -58,26 +54,28 @@ def test_images_are_standardised_by_the_rows_trained_on():
 
 
 def fake_hub(monkeypatch, columns, size=(4, 4), mode="L"):
-    """A load_dataset that gives eight images a split, whose pixels are the row's number, and notes what is asked."""
-    asked = []
+    """Replaces load_dataset: eight images per split, whose pixels are their number; returns the list of calls."""
+    calls = []
 
     def load_dataset(repository, configuration=None, split=None):
-        asked.append((repository, configuration, split))
+        calls.append((repository, configuration, split))
         start = 0 if split == "train" else 100
-        pictures = [Image.new(mode, size, start + row if mode == "L" else (start + row, 1, 2)) for row in range(8)]
+        pictures = [
+            Image.new(mode, size, start + number if mode == "L" else (start + number, 1, 2)) for number in range(8)
+        ]
         content = {columns[0]: pictures, **{column: list(range(8)) for column in columns[1:]}}
         return datasets.Dataset.from_dict(content).cast_column(columns[0], datasets.Image())
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return asked
+    return calls
 
 
 @pytest.mark.parametrize("name", HUB)
 def test_data_sets_of_the_hub_are_read_from_their_columns(monkeypatch, name):
     repository, configuration, *columns = HUB[name]
-    asked = fake_hub(monkeypatch, [*columns, "other"])
+    calls = fake_hub(monkeypatch, [*columns, "other"])
     images = load_images(name)
-    assert asked == [(repository, configuration, "train"), (repository, configuration, "test")]
+    assert calls == [(repository, configuration, "train"), (repository, configuration, "test")]
     assert images.shape == (1, 4, 4) and images.classes == 8
     assert images.train[0][:, 0, 0, 0].tolist() == list(range(8))
     assert images.test[0][:, 0, 0, 0].tolist() == list(range(100, 108))
@@ -90,7 +88,7 @@ def test_colours_become_channels(monkeypatch):
     assert images.train[0][3, :, 2, 2].tolist() == [3, 1, 2]
 
 
-def test_errors_name_what_is_missing(monkeypatch):
+def test_errors_name_the_data_set_and_the_cause(monkeypatch):
     with pytest.raises(UserError, match="dataset is 'letters'; it should be digits or one of usps"):
         load_images("letters")
     fake_hub(monkeypatch, ["picture", "label"])
@@ -114,7 +112,7 @@ def test_a_missing_library_is_named(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_datasets)
-    with pytest.raises(UserError, match="pip install datasets"):
+    with pytest.raises(UserError, match="dataset mnist: split train of ylecun/mnist cannot be loaded: .*datasets"):
         load_images("mnist")
 
 
@@ -125,5 +123,5 @@ def test_images_of_several_sizes_are_refused(monkeypatch):
         return rows.cast_column("image", datasets.Image())
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match="should be of one"):
+    with pytest.raises(UserError, match="should have one shape"):
         load_images("usps")

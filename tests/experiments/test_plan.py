@@ -3,25 +3,26 @@ import math
 import pytest
 from torch import nn
 
-from ultrafastbert.experiments.arguments import CompareArguments, Recipe
+from ultrafastbert.experiments.arguments import (
+    CompareArguments,
+    ExpertsArguments,
+    InferenceSizeArguments,
+    LayerTrainingArguments,
+    TimingArguments,
+    VitArguments,
+    WidthsArguments,
+)
+from ultrafastbert.experiments.compare import EXPERIMENTS
 from ultrafastbert.experiments.images import load_images
-from ultrafastbert.experiments.plan import plan_runs
-from ultrafastbert.utils.errors import UserError
+from ultrafastbert.experiments.plan import plan_experts, plan_inference_size, plan_vit, plan_widths
 
 
-def arguments(section=None, **options):
-    result = CompareArguments()
-    for name, value in options.items():
-        setattr(getattr(result, section), name, value)
-    return result
-
-
-def layers_of(experiment, options):
-    return list(dict.fromkeys(run.layer for run in plan_runs(experiment, options)))
+def layers_of(plan):
+    return list(dict.fromkeys(training.layer for training in plan))
 
 
 def test_table_1_has_every_width_with_every_leaf_size():
-    layers = layers_of("widths", arguments())
+    layers = layers_of(plan_widths(WidthsArguments()))
     assert [layer.width for layer in layers if layer.kind == "ff"] == [16, 32, 64, 128]
     trees = {(layer.width, layer.block): layer.depth for layer in layers if layer.kind == "fff"}
     assert len(trees) == 16 and all(leaf * 2**depth == width for (width, leaf), depth in trees.items())
@@ -29,7 +30,7 @@ def test_table_1_has_every_width_with_every_leaf_size():
 
 
 def test_figure_2_has_a_plain_layer_for_each_inference_size():
-    layers = layers_of("inference_size", arguments())
+    layers = layers_of(plan_inference_size(InferenceSizeArguments()))
     sizes = {layer.width for layer in layers if layer.kind == "ff"}
     trees = [layer for layer in layers if layer.kind == "fff"]
     assert {(layer.block, layer.depth) for layer in trees} == {
@@ -39,7 +40,7 @@ def test_figure_2_has_a_plain_layer_for_each_inference_size():
 
 
 def test_table_2_has_three_layers_of_each_width_and_two_of_them_use_32_neurons():
-    layers = layers_of("experts", arguments())
+    layers = layers_of(plan_experts(ExpertsArguments()))
     for width in (64, 128, 256, 512, 1024):
         built = {layer.kind: layer.build(5, 3) for layer in layers if layer.width == width}
         assert {layer.training_width for layer in built.values()} == {width}
@@ -47,30 +48,36 @@ def test_table_2_has_three_layers_of_each_width_and_two_of_them_use_32_neurons()
 
 
 def test_table_3_tries_every_weight_of_the_hardening_loss():
-    runs = plan_runs("vit", arguments())
-    assert sum(run.layer.kind == "ff" for run in runs) == 1
-    assert {(run.layer.block, run.layer.hardening) for run in runs if run.layer.kind == "fff"} == {
-        (leaf, h) for leaf in (32, 16, 8, 4, 2, 1) for h in (0.1, 5.0, 10.0, math.inf)
-    }
-    model = runs[-1].build(load_images("digits"))
-    assert len(model.blocks) == 4 and model.blocks[0].feedforward.inference_size == 8
+    plan = plan_vit(VitArguments())
+    assert sum(training.layer.kind == "ff" for training in plan) == 1
+    trees = {(training.layer.block, training.layer.hardening) for training in plan if training.layer.kind == "fff"}
+    assert trees == {(leaf, h) for leaf in (32, 16, 8, 4, 2, 1) for h in (0.1, 5.0, 10.0, math.inf)}
+    model = plan[-1].build(load_images("digits"))
+    assert len(model.layers) == 4 and model.layers[0].feedforward.inference_size == 8
 
 
-def test_runs_have_paths_and_settings_of_their_own():
-    runs = [run for name in ("widths", "inference_size", "experts", "vit") for run in plan_runs(name, arguments())]
-    assert len({run.path for run in runs}) == len(runs)
-    assert all(run.settings["seed"] == run.seed for run in runs)
-    frozen = next(run for run in runs if run.layer.hardening == math.inf)
-    assert frozen.settings["layer"]["hardening"] == "inf" and frozen.settings["vit"]["patch_size"] == 4
-
-
-def test_a_run_makes_its_network_from_its_seed():
-    runs = plan_runs("widths", arguments("widths", training=Recipe(epochs=1, patience=1), runs=2))
+def test_files_are_unique_and_settings_complete():
     images = load_images("digits")
-    tree = next(run for run in runs if run.layer.name == "fff-w32-l8-h3")
-    first, again, other = (run.make(images, "cpu", lambda: None) for run in (tree, tree, runs[runs.index(tree) + 1]))
+    for name, experiment in EXPERIMENTS.items():
+        plan = experiment.plan(getattr(CompareArguments(), name))
+        assert len({measurement.file for measurement in plan}) == len(plan)
+        settings = [measurement.settings(images, "cpu") for measurement in plan]
+        assert len({str(setting) for setting in settings}) == len(plan)
+        assert all(setting["device"] == "cpu" for setting in settings)
+    frozen = next(training for training in plan_vit(VitArguments()) if training.layer.hardening == math.inf)
+    settings = frozen.settings(images, "cpu")
+    assert settings["layer"]["hardening"] == "inf" and settings["vit"]["patch_size"] == 4
+    assert settings["seed"] == frozen.seed and settings["dataset_fingerprint"] == images.fingerprint
+
+
+def test_the_seed_of_a_training_determines_its_network():
+    plan = plan_widths(WidthsArguments(runs=2, training=LayerTrainingArguments(epochs=1, patience=1)))
+    images = load_images("digits")
+    tree = next(training for training in plan if training.layer.name == "fff-w32-l8-h3")
+    other_seed = plan[plan.index(tree) + 1]
+    first, again, other = (training.measure(images, "cpu", lambda: None) for training in (tree, tree, other_seed))
     assert first == again and first["history"] != other["history"]
-    assert first["run"] == "widths, fff-w32-l8-h3, seed 0"
+    assert tree.file == "fff-w32-l8-h3-seed-0.json" and other_seed.file == "fff-w32-l8-h3-seed-1.json"
     assert first["sizes"] == dict(training_width=32, training_size=35, inference_width=8, inference_size=10)
     assert isinstance(tree.build(images), nn.Sequential)
 
@@ -78,24 +85,34 @@ def test_a_run_makes_its_network_from_its_seed():
 @pytest.mark.parametrize(
     ("section", "options", "message"),
     [
-        ("widths", {"leaf_sizes": [8, 3]}, r"widths.leaf_sizes has 3; the training width 16 should be that times"),
-        ("widths", {"leaf_sizes": [32]}, r"widths.leaf_sizes has 32; the training width 16"),
-        ("widths", {"widths": []}, r"widths.widths is empty"),
-        ("widths", {"runs": 0}, r"widths.runs has 0; it should be at least 1"),
-        ("widths", {"hardening": -1.0}, r"widths.hardening has -1.0"),
-        ("inference_size", {"depths": [-1]}, r"inference_size.depths has -1"),
-        ("inference_size", {"depths": [31]}, r"inference_size.depths has 31; it should be from 0 to 30"),
-        ("experts", {"widths": [16]}, r"experts.widths holds 16; it should be that of k = 2 or more experts"),
-        ("experts", {"leaf_size": 24}, r"experts.leaf_size has 24"),
-        ("vit", {"heads": 3}, r"vit.heads is 3; it should divide vit.hidden_size, 128"),
-        ("vit", {"dropout": 1.5}, r"vit.dropout has 1.5; it should be from 0 to 1"),
+        (
+            WidthsArguments,
+            {"leaf_sizes": [8, 3]},
+            r"widths.leaf_sizes is \[8, 3\]; it should be at least one value, each the training width 16 divided by a",
+        ),
+        (WidthsArguments, {"leaf_sizes": [32]}, r"widths.leaf_sizes is \[32\]; .* the training width 16"),
+        (WidthsArguments, {"widths": []}, r"widths.widths is \[\]; it should be at least one value, each at least 1"),
+        (WidthsArguments, {"runs": 0}, r"widths.runs is 0; it should be at least 1"),
+        (WidthsArguments, {"hardening": -1.0}, r"widths.hardening is -1.0; it should be at least 0"),
+        (InferenceSizeArguments, {"depths": [-1]}, r"inference_size.depths is \[-1\]"),
+        (InferenceSizeArguments, {"depths": [31]}, r"inference_size.depths is \[31\]; it should be .* from 0 to 30"),
+        (
+            ExpertsArguments,
+            {"widths": [16], "leaf_size": 16},
+            r"experts.widths is \[16\]; .* each a multiple of experts.expert_size, 16, for at least 2 experts",
+        ),
+        (ExpertsArguments, {"leaf_size": 24}, r"experts.leaf_size is 24; it should be the training width 64 divided"),
+        (VitArguments, {"heads": 3}, r"vit.heads is 3; it should be a divisor of vit.hidden_size, 128"),
+        (VitArguments, {"dropout": 1.5}, r"vit.dropout is 1.5; it should be from 0 to 1"),
+        (VitArguments, {"leaf_sizes": [3]}, r"vit.leaf_sizes is \[3\]; .* the training width 128"),
+        (VitArguments, {"hardenings": [1.0, -1.0]}, r"vit.hardenings is \[1.0, -1.0\]; .* each at least 0"),
+        (TimingArguments, {"threads": 0}, r"timing.threads is 0; it should be at least 1"),
+        (LayerTrainingArguments, {"batch_size": 0}, r"training.batch_size is 0; it should be at least 1"),
+        (LayerTrainingArguments, {"lr": 0.0}, r"training.lr is 0.0; it should be greater than 0"),
+        (LayerTrainingArguments, {"plateau": 0}, r"training.plateau is 0; it should be at least 1"),
+        (CompareArguments, {"workers": 0}, r"workers is 0; it should be at least 1"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(section, options, message):
-    with pytest.raises(UserError, match=message):
-        plan_runs(section, arguments(section, **options))
-
-
-def test_recipes_are_checked():
-    with pytest.raises(ValueError, match="training.batch_size is 0"):
-        Recipe(batch_size=0)
+def test_options_that_do_not_fit_are_named(section, options, message):
+    with pytest.raises(ValueError, match=message):
+        section(**options)

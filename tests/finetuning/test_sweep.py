@@ -1,4 +1,4 @@
-"""A sweep goes on where it was stopped, gives the same results in any number of processes, and mixes no settings."""
+"""A sweep resumes where it was stopped, gives the same results in any number of processes, and mixes no settings."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def comparable(results: dict) -> dict:
 
 
 def stop_after(monkeypatch, number: int, error: BaseException):
-    """Lets `number` runs be made, and raises the error in the next."""
+    """Lets `number` trainings finish, and raises the error in the next."""
     count = iter(range(100))
 
     def stopping(*arguments, **options):
@@ -58,7 +58,7 @@ def stop_after(monkeypatch, number: int, error: BaseException):
     monkeypatch.setattr(sweep, "finetune", stopping)
 
 
-def test_what_a_sweep_leaves(make, tmp_path, capsys):
+def test_a_sweep_writes_tables_predictions_and_models(make, tmp_path, capsys):
     results = finetune_all(make(save_models=True))
     assert comparable(results) == comparable(json.loads((tmp_path / "out" / "glue.json").read_text()))
     assert list(results["scores"]) == ["CoLA", "STS-B"]
@@ -73,7 +73,7 @@ def test_what_a_sweep_leaves(make, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("finished", range(4))
-def test_a_stopped_sweep_goes_on(make, monkeypatch, finished, tmp_path, capsys):
+def test_a_stopped_sweep_resumes(make, monkeypatch, finished, tmp_path, capsys):
     whole = finetune_all(make(output_dir=str(tmp_path / "whole")))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, finished, KeyboardInterrupt())
@@ -81,7 +81,7 @@ def test_a_stopped_sweep_goes_on(make, monkeypatch, finished, tmp_path, capsys):
     results = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").glob("*/*/result.json")}
     assert len(results) == finished
     again = finetune_all(make())
-    assert all(path.stat().st_mtime_ns == time for path, time in results.items())  # none was made twice
+    assert all(path.stat().st_mtime_ns == time for path, time in results.items())  # none was trained twice
     assert comparable(again) == comparable(whole)
     for name in ("CoLA.tsv", "STS-B.tsv", "submission.zip"):
         files = [tmp_path / directory / "predictions" / name for directory in ("out", "whole")]
@@ -92,7 +92,7 @@ def test_more_seeds_and_tasks_join_the_same_table(make, monkeypatch):
     finetune_all(make(tasks="cola", seeds=1))
     apart = finetune_all(make())
     assert [len(score["values"]) for score in apart["scores"].values()] == [2, 2]
-    stop_after(monkeypatch, 0, AssertionError("there is nothing left to do"))
+    stop_after(monkeypatch, 0, AssertionError("nothing is missing"))
     assert finetune_all(make(tasks="cola", seeds=1)) == apart
 
 
@@ -114,7 +114,7 @@ def test_results_of_other_settings_are_not_mixed(make, change, message, tmp_path
     assert json.loads((tmp_path / "out" / "earlier-1" / "glue.json").read_text()) == before
 
 
-def test_other_rows_and_another_model_are_not_mixed(make, tmp_path, small_model):
+def test_other_data_and_another_model_are_not_mixed(make, tmp_path, small_model):
     own = write_glue(tmp_path / "glue")
     finetune_all(make(tasks="cola", seeds=1, data_dir=str(own)))
     (own / "CoLA" / "dev.tsv").write_text("x\t1\t\tw1 w2\nx\t0\t\tw0 w2\n")
@@ -125,7 +125,7 @@ def test_other_rows_and_another_model_are_not_mixed(make, tmp_path, small_model)
     other.mkdir()
     for path in Path(small_model).iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    assert fingerprint_model(str(other)) == fingerprint_model(small_model)  # the place does not count
+    assert fingerprint_model(str(other)) == fingerprint_model(small_model)  # the directory does not matter
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
@@ -136,25 +136,25 @@ def test_a_damaged_result_is_named(make, tmp_path):
     finetune_all(make(tasks="cola", seeds=1))
     result = tmp_path / "out" / "runs" / "cola" / "seed-0" / "result.json"
     result.write_text("{")
-    with pytest.raises(UserError, match="seed-0/result.json is not the result of a run"):
+    with pytest.raises(UserError, match="seed-0/result.json is not the result of a training"):
         finetune_all(make(tasks="cola", seeds=1))
 
 
-def test_the_best_learning_rate_on_held_out_rows_is_taken(make):
+def test_the_best_learning_rate_on_held_out_examples_is_used(make):
     results = finetune_all(make(tasks="cola", seeds=1, epochs=12, holdout=0.3, lr_sweep=[1.0, 3e-3]))
     runs = results["tasks"]["cola"]
     assert [(run["is_trial"], run["lr"]) for run in runs] == [(False, 3e-3), (True, 3e-3), (True, 1.0)]
     held_out = {run["lr"]: run["held_out"] for run in runs if run["is_trial"]}
     assert held_out[3e-3] > held_out[1.0]
-    assert len(results["scores"]["CoLA"]["values"]) == 1  # trials are no results
+    assert len(results["scores"]["CoLA"]["values"]) == 1  # trials do not count as results
 
 
-def test_a_run_that_diverges_is_shown_and_not_repeated(make, monkeypatch, tmp_path):
+def test_a_training_that_diverges_is_reported_and_not_repeated(make, monkeypatch, tmp_path):
     stop_after(monkeypatch, 1, Diverged("the loss of an epoch is nan"))
     results = finetune_all(make(tasks="cola", seeds=3))
     assert len(results["scores"]["CoLA"]["values"]) == 2
     assert "cola, seed 1 diverged and has no score" in (tmp_path / "out" / "glue.md").read_text()
-    stop_after(monkeypatch, 0, AssertionError("there is nothing left to do"))
+    stop_after(monkeypatch, 0, AssertionError("nothing is missing"))
     finetune_all(make(tasks="cola", seeds=3))
 
 
@@ -175,7 +175,7 @@ def command(arguments: FinetuneArguments, launcher=()) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_runs_and_give_the_same_results(make, tmp_path):
+def test_two_processes_divide_the_trainings_and_give_the_same_results(make, tmp_path):
     alone = finetune_all(make(output_dir=str(tmp_path / "alone")))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
@@ -186,7 +186,7 @@ def test_two_processes_share_the_runs_and_give_the_same_results(make, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_signal_in_the_middle(make, tmp_path, number):
+def test_a_sweep_resumes_after_a_signal(make, tmp_path, number):
     arguments = make(tasks="cola", seeds=40, epochs=3)
     process = subprocess.Popen(command(arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("runs/cola/*/result.json")):
@@ -198,17 +198,17 @@ def test_a_signal_in_the_middle(make, tmp_path, number):
     assert 1 <= done < 40
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert f"{done} of 40 runs are finished and kept" in errors and "Traceback" not in errors
+        assert f"{done} of 40 trainings are finished and kept" in errors and "Traceback" not in errors
     again = finetune_all(make(tasks="cola", seeds=done + 1, epochs=3))
     assert len(again["scores"]["CoLA"]["values"]) == done + 1
 
 
-def test_the_exception_of_a_signal_counts_the_runs(make, monkeypatch):
+def test_the_exception_of_a_signal_counts_the_trainings(make, monkeypatch):
     def interrupted(*arguments, **options):
         signal.raise_signal(signal.SIGTERM)
         return finetune(*arguments, **options)
 
     monkeypatch.setattr(sweep, "finetune", interrupted)
-    with pytest.raises(Interrupted, match="0 of 4 runs") as raised:
+    with pytest.raises(Interrupted, match="0 of 4 trainings") as raised:
         finetune_all(make())
     assert raised.value.exit_code == 128 + signal.SIGTERM

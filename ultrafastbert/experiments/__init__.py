@@ -1,1 +1,1 @@
-"""The comparisons of arXiv 2308.14711: trees of feedforward layers beside plain layers and mixtures of experts."""
+"""The experiments of arXiv 2308.14711: trees compared with plain feedforward layers and mixtures of experts."""

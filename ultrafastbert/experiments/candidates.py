@@ -1,25 +1,26 @@
-"""The three layers that are compared, described by their sizes."""
+"""The layers that are compared, described by their sizes."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-
 from ultrafastbert.layers.baselines import FeedForward, MixtureOfExperts
+from ultrafastbert.layers.blocks import BlockLayer
 from ultrafastbert.layers.soft import SoftFFF
 
 TITLES = {"ff": "feedforward", "moe": "mixture of experts", "fff": "tree"}
+"""The kinds of layers, and their names in tables and figures."""
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A feedforward layer (`ff`), a mixture of experts (`moe`) or a tree (`fff`) of a training width.
+class Candidate:
+    """A plain feedforward layer (`ff`), a mixture of experts (`moe`) or a tree (`fff`).
 
-    Args:
-        width: neurons that take part in training, without those of nodes and gates.
-        block: neurons of an expert or a leaf; `width` for a plain layer.
-        hardening: weight of the tree's hardening loss; infinite for a frozen tree.
-        k: experts that are mixed.
+    Attributes:
+        kind: a key of `TITLES`.
+        width: the training width: neurons of all blocks, without those of nodes and gates.
+        block: neurons of a block: of a leaf or an expert, or of the whole plain layer.
+        hardening: weight of the tree's hardening loss; infinite for a tree whose decisions are frozen.
+        k: experts that an input uses.
     """
 
     kind: Literal["ff", "moe", "fff"]
@@ -30,24 +31,25 @@ class Layer:
 
     @property
     def blocks(self) -> int:
+        """The number of leaves or experts; 1 for a plain layer."""
         return self.width // self.block
 
     @property
     def depth(self) -> int:
-        """Of the tree; 0 for the others."""
+        """The depth of the tree; 0 for the other kinds."""
         return self.blocks.bit_length() - 1 if self.kind == "fff" else 0
 
     @property
     def name(self) -> str:
-        """Also the name of a run's file, so it tells all that differs within an experiment."""
+        """A name for files, unique within an experiment."""
         if self.kind == "ff":
             return f"ff-w{self.width}"
         if self.kind == "moe":
             return f"moe-w{self.width}-e{self.block}"
         return f"fff-w{self.width}-l{self.block}-h{self.hardening:g}"
 
-    def build(self, input_size: int, output_size: int) -> nn.Module:
-        """The layer with fresh weights: `(..., input_size)` -> `(..., output_size)`."""
+    def build(self, input_size: int, output_size: int) -> BlockLayer:
+        """The layer with new random weights: `(..., input_size)` -> `(..., output_size)`."""
         if self.kind == "ff":
             return FeedForward(input_size, self.width, output_size)
         if self.kind == "moe":

@@ -1,79 +1,126 @@
-"""Makes the experiments and writes their tables and plots: what scripts/compare_layers.py does."""
+"""`ultrafastbert compare`: runs experiments of arXiv 2308.14711 and writes their tables and figures.
 
+Each experiment is an entry in `EXPERIMENTS` and a section of `CompareArguments`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ultrafastbert.experiments import figures as plots
-from ultrafastbert.experiments.arguments import EXPERIMENTS, CompareArguments
-from ultrafastbert.experiments.images import load_images
-from ultrafastbert.experiments.plan import plan_runs
-from ultrafastbert.experiments.speed import check_timing, time_layers
-from ultrafastbert.experiments.sweep import make_runs
-from ultrafastbert.experiments.tables import summarise, write_report
+from ultrafastbert.experiments import figures, plan, speed, tables
+from ultrafastbert.experiments.arguments import CompareArguments
+from ultrafastbert.experiments.images import Images, load_images
+from ultrafastbert.experiments.processes import run_measurements
+from ultrafastbert.experiments.summary import summarize_layers
 from ultrafastbert.runs.directory import open_run_directory
 from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.figures import save_figure
+from ultrafastbert.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def compare(arguments: CompareArguments) -> None:
-    """Makes the runs that are missing, and the tables and plots of all.
+class Experiment(NamedTuple):
+    """An experiment: its measurements, and how they are shown.
+
+    Attributes:
+        title: the heading of its tables.
+        plan: the measurements, from the section of options.
+        tables: Markdown paragraphs, from the section and the content of the JSON file.
+        figures: from plan and results, by the suffix of the file's name; a function that returns None draws nothing.
+        summarize: entries for the JSON file, from plan and results.
+        trains: True if networks are trained on images, several at a time; False for measurements that run alone.
+    """
+
+    title: str
+    plan: Callable[[Any], Sequence[Any]]
+    tables: Callable[[Any, dict], list[str]]
+    figures: dict[str, Callable[[Any, list[dict]], "Figure | None"]]
+    summarize: Callable[[Any, list[dict]], dict] = summarize_layers
+    trains: bool = True
+
+
+EXPERIMENTS = {
+    "widths": Experiment(
+        "Accuracy against training width and leaf size",
+        plan.plan_widths,
+        tables.widths_tables,
+        {"": figures.draw_widths, "-entropy": figures.draw_width_entropies},
+    ),
+    "inference_size": Experiment(
+        "Accuracy against the number of neurons used in inference",
+        plan.plan_inference_size,
+        tables.inference_size_tables,
+        {"": figures.draw_inference_size},
+    ),
+    "experts": Experiment(
+        "Trees and mixtures of experts of the same training widths",
+        plan.plan_experts,
+        tables.experts_tables,
+        {"": figures.draw_experts},
+    ),
+    "vit": Experiment(
+        "Trees as the feedforward layers of a vision transformer",
+        plan.plan_vit,
+        tables.vit_tables,
+        {"": figures.draw_vit, "-entropy": figures.draw_vit_entropies},
+    ),
+    "timing": Experiment(
+        "Time of a forward pass against the number of blocks",
+        speed.plan_timing,
+        tables.timing_tables,
+        {"": figures.draw_timing},
+        summarize=lambda _, results: {"cases": results},
+        trains=False,
+    ),
+}
+
+
+def compare_layers(arguments: CompareArguments) -> None:
+    """Runs the measurements that have no result yet, and writes and prints all tables and figures.
 
     Raises:
-        UserError: options, data or a directory that cannot be used; the message says what to mend.
-        Interrupted: SIGINT, SIGTERM or SIGHUP; the finished runs are kept.
+        UserError: options, data or a directory that cannot be used; the message says what to change.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; finished measurements are kept.
     """
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda; this PyTorch finds no GPU")
-    if arguments.workers < 1:
-        raise UserError(f"workers is {arguments.workers}; it should be at least 1")
-    names = EXPERIMENTS if arguments.experiment == "all" else (arguments.experiment,)
-    plans = {name: plan_runs(name, arguments) for name in names if name != "timing"}
-    if "timing" in names:
-        check_timing(arguments.timing)
-    output = Path(arguments.output_dir)
-    with open_run_directory(output):
-        images = load_images(arguments.dataset) if plans else None
-        _check_patches(plans, images, arguments.vit.patch_size)
-        for name, runs in plans.items():
-            _make_experiment(name, runs, images, arguments, output)
-        if "timing" in names:
-            _make_timing(arguments, output)
+    names = list(EXPERIMENTS) if arguments.experiment == "all" else [arguments.experiment]
+    with open_run_directory(Path(arguments.output_dir)):
+        images = load_images(arguments.dataset) if any(EXPERIMENTS[name].trains for name in names) else None
+        if "vit" in names and images is not None:
+            _check_patches(images, arguments.vit.patch_size)
+        for name in names:
+            _compare(name, arguments, images)
 
 
-def _check_patches(plans, images, patch_size) -> None:
-    if "vit" in plans:
-        _, height, width = images.shape
-        if height % patch_size or width % patch_size:
-            raise UserError(f"vit.patch_size is {patch_size}; it should divide the images' {height} by {width} pixels")
+def _check_patches(images: Images, patch_size: int) -> None:
+    _, height, width = images.shape
+    if height % patch_size or width % patch_size:
+        raise UserError(f"vit.patch_size is {patch_size}; it should divide the images' {height} by {width} pixels")
 
 
-def _make_experiment(name, runs, images, arguments, output) -> None:
-    results = make_runs(runs, images, output, arguments.workers, arguments.device)
-    content = {
-        "dataset": images.name,
-        "environment": _environments(results),
-        "layers": summarise(runs, results),
-    }
-    files = write_report(name, arguments, content)
-    files.append(getattr(plots, f"draw_{name}")(content["layers"], output / f"{name}.png"))
-    entropies = {"widths": plots.draw_width_entropies, "vit": plots.draw_vit_entropies}
-    if name in entropies:
-        files.append(entropies[name](runs, results, output / f"{name}-entropy.png"))
-    _tell(files)
-
-
-def _make_timing(arguments, output) -> None:
-    cases = time_layers(arguments.timing, output, arguments.device)
-    content = {"environment": _environments(cases), "cases": cases}
-    files = write_report("timing", arguments, content)
-    _tell([*files, plots.draw_timing(cases, output / "timing.png")])
-
-
-def _environments(results: list[dict]) -> list[dict]:
-    """What the results were made on and with, each once."""
-    return [dict(pairs) for pairs in dict.fromkeys(tuple(result["environment"].items()) for result in results)]
-
-
-def _tell(files: list[Path | None]) -> None:
-    print(f"\n{files[0].read_text(encoding='utf-8')}")
-    print(f"written: {', '.join(str(file) for file in files if file)}")
+def _compare(name: str, arguments: CompareArguments, images: Images | None) -> None:
+    experiment, section, output = EXPERIMENTS[name], getattr(arguments, name), Path(arguments.output_dir)
+    workers = arguments.workers or (1 if arguments.device == "cuda" else os.cpu_count() or 1)
+    measurements = experiment.plan(section)
+    results = run_measurements(
+        measurements, images, output / "runs" / name, workers if experiment.trains else 1, arguments.device
+    )
+    environments = {json.dumps(result["environment"], sort_keys=True): result["environment"] for result in results}
+    content = {"experiment": name, "environment": list(environments.values())}
+    content |= experiment.summarize(measurements, results)
+    table = tables.render(experiment.title, section, content, experiment.tables)
+    files = [output / f"{name}.md", output / f"{name}.json"]
+    write_atomically(files[0], table)
+    write_atomically(files[1], json.dumps(content, indent=1) + "\n")
+    for suffix, draw in experiment.figures.items():
+        figure = draw(measurements, results)
+        if figure is not None:
+            files.append(save_figure(figure, output / f"{name}{suffix}.png", dpi=100))
+    print(f"\n{table}\nwritten: {', '.join(map(str, files))}")

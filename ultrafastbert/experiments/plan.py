@@ -1,76 +1,86 @@
-"""Which layers each experiment compares, as runs that can be made one by one, in any order and in any process."""
+"""The layers that each experiment compares, as trainings that can run in any order and in any process."""
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ultrafastbert.experiments.arguments import CompareArguments, Recipe, VitArguments
-from ultrafastbert.experiments.candidates import Layer
+from ultrafastbert.experiments.arguments import (
+    ExpertsArguments,
+    InferenceSizeArguments,
+    LayerTrainingArguments,
+    VitArguments,
+    WidthsArguments,
+)
+from ultrafastbert.experiments.candidates import Candidate
 from ultrafastbert.experiments.images import Images, split_images
-from ultrafastbert.experiments.training import augment_images, train
+from ultrafastbert.experiments.training import augment_images, train_classifier
 from ultrafastbert.experiments.vit import VisionTransformer
-from ultrafastbert.utils.errors import UserError
-from ultrafastbert.utils.sizes import MAX_DEPTH
+from ultrafastbert.layers.blocks import BlockLayer
 
 SIZES = ("training_width", "training_size", "inference_width", "inference_size")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training of one layer, alone or inside a vision transformer."""
+class LayerTraining:
+    """A training of one layer, alone or in a vision transformer.
 
-    experiment: str
-    layer: Layer
+    Attributes:
+        layer: what is trained.
+        seed: determines the weights, the validation images and the order of images.
+        arguments: how it is trained.
+        transformer: the vision transformer; None to train the layer alone.
+    """
+
+    layer: Candidate
     seed: int
-    recipe: Recipe
+    arguments: LayerTrainingArguments
     transformer: VitArguments | None = None
 
-    def __str__(self) -> str:
-        return f"{self.experiment}, {self.layer.name}, seed {self.seed}"
+    threads: ClassVar[int] = 1
+    """One, so that results do not depend on the number of processes."""
 
     @property
-    def path(self) -> Path:
-        """Of its result, in the output directory."""
-        return Path("runs") / self.experiment / f"{self.layer.name}-seed-{self.seed}.json"
+    def file(self) -> str:
+        """The path of the result in the directory of the experiment's results."""
+        return f"{self.layer.name}-seed-{self.seed}.json"
 
-    @property
-    def settings(self) -> dict:
-        """All that its result depends on but the images."""
+    def settings(self, images: Images, device: str) -> dict:
+        """Everything that the result depends on, as JSON types."""
         layer = asdict(self.layer)
-        if math.isinf(self.layer.hardening):  # for which JSON has no word
+        if math.isinf(self.layer.hardening):  # JSON has no infinity
             layer["hardening"] = "inf"
-        settings = {"seed": self.seed, "layer": layer, "training": asdict(self.recipe)}
+        settings = {"dataset": images.name, "dataset_fingerprint": images.fingerprint, "device": device}
+        settings |= {"seed": self.seed, "layer": layer, "training": asdict(self.arguments)}
         if self.transformer is not None:
             names = ("hidden_size", "depth", "heads", "patch_size", "dropout", "augment")
             settings["vit"] = {name: getattr(self.transformer, name) for name in names}
         return settings
 
-    def make(self, images: Images, device: str, check: Callable[[], None]) -> dict:
+    def measure(self, images: Images, device: str, check: Callable[[], None]) -> dict:
         """Trains the network.
 
         Returns:
-            `run`, its name; `sizes`, the layer's widths and sizes in training and inference, in neurons; and what
-            `training.train` returns, which also says what `check` is.
+            `sizes`, the layer's widths and sizes in training and inference, in neurons, and what
+            `training.train_classifier` returns, which also describes `check`.
         """
         torch.manual_seed(self.seed)
         model = self.build(images).to(device)
         data = {name: (x.to(device), y.to(device)) for name, (x, y) in split_images(images, self.seed).items()}
         augments = self.transformer is not None and self.transformer.augment
         options = {"augment": augment_images} if augments else {}
-        layer = next(module for module in model.modules() if hasattr(module, "inference_size"))
-        outcome = train(model, data, self.recipe, self.seed, check=check, **options)
-        return {"run": str(self), "sizes": {name: getattr(layer, name) for name in SIZES}} | outcome
+        layer = next(module for module in model.modules() if isinstance(module, BlockLayer))
+        outcome = train_classifier(model, data, self.arguments, self.seed, check=check, **options)
+        return {"sizes": {name: getattr(layer, name) for name in SIZES}} | outcome
 
     def build(self, images: Images) -> nn.Module:
-        """The network with fresh weights: images `(rows, channels, height, width)` -> logits `(rows, classes)`."""
-        if self.transformer is None:
-            channels, height, width = images.shape
-            return nn.Sequential(nn.Flatten(), self.layer.build(channels * height * width, images.classes))
+        """The network with new random weights: `(images, channels, height, width)` -> logits `(images, classes)`."""
         vit = self.transformer
+        if vit is None:
+            return nn.Sequential(nn.Flatten(), self.layer.build(math.prod(images.shape), images.classes))
         return VisionTransformer(
             images.shape,
             images.classes,
@@ -83,84 +93,57 @@ class Run:
         )
 
 
-def plan_runs(experiment: str, arguments: CompareArguments) -> list[Run]:
-    """The runs of an experiment, those of a layer one after another.
-
-    Raises:
-        UserError: sizes that do not fit; the message names the option.
-    """
-    section = getattr(arguments, experiment)
-    _check_counts(experiment, section)
-    transformer = section if experiment == "vit" else None
-    layers = {"widths": _widths, "inference_size": _inference_size, "experts": _experts, "vit": _vit}[experiment]
-    return [
-        Run(experiment, layer, seed, section.training, transformer)
-        for layer in dict.fromkeys(layers(section))
-        for seed in range(section.runs)
-    ]
-
-
-def _widths(section) -> list[Layer]:
+def plan_widths(section: WidthsArguments) -> list[LayerTraining]:
+    """A plain layer of each width, and trees of each leaf size and width."""
+    plain = [_plain(width) for width in section.widths]
     trees = [
-        _tree("widths.leaf_sizes", width, leaf, section.hardening)
-        for leaf in section.leaf_sizes
-        for width in section.widths
+        Candidate("fff", width, leaf, section.hardening) for leaf in section.leaf_sizes for width in section.widths
     ]
-    return [_plain(width) for width in section.widths] + trees
+    return _trainings(plain + trees, section)
 
 
-def _inference_size(section) -> list[Layer]:
+def plan_inference_size(section: InferenceSizeArguments) -> list[LayerTraining]:
+    """Trees of each depth and leaf size, and plain layers of their inference sizes."""
     trees = [
-        Layer("fff", leaf * 2**depth, leaf, section.hardening)
+        Candidate("fff", leaf * 2**depth, leaf, section.hardening)
         for depth in section.depths
         for leaf in section.leaf_sizes
     ]
-    return [_plain(size) for size in sorted({tree.block + tree.depth for tree in trees})] + trees
+    plain = [_plain(size) for size in sorted({tree.block + tree.depth for tree in trees})]
+    return _trainings(plain + trees, section)
 
 
-def _experts(section) -> list[Layer]:
+def plan_experts(section: ExpertsArguments) -> list[LayerTraining]:
+    """A plain layer, a mixture of experts and a tree of each width."""
     layers = []
     for width in section.widths:
-        if width % section.expert_size or width // section.expert_size < section.k:
-            raise UserError(
-                f"experts.widths holds {width}; it should be that of k = {section.k} or more experts of"
-                f" experts.expert_size, {section.expert_size}"
-            )
-        tree = _tree("experts.leaf_size", width, section.leaf_size, section.hardening)
-        layers += [_plain(width), Layer("moe", width, section.expert_size, k=section.k), tree]
-    return layers
+        mixture = Candidate("moe", width, section.expert_size, k=section.k)
+        layers += [_plain(width), mixture, Candidate("fff", width, section.leaf_size, section.hardening)]
+    return _trainings(layers, section)
 
 
-def _vit(section) -> list[Layer]:
-    if section.hidden_size % section.heads:
-        raise UserError(f"vit.heads is {section.heads}; it should divide vit.hidden_size, {section.hidden_size}")
+def plan_vit(section: VitArguments) -> list[LayerTraining]:
+    """A plain layer, and trees of each leaf size and weight of the hardening loss, in a vision transformer."""
     trees = [
-        _tree("vit.leaf_sizes", section.width, leaf, hardening)
+        Candidate("fff", section.width, leaf, hardening)
         for leaf in section.leaf_sizes
         for hardening in section.hardenings
     ]
-    return [_plain(section.width), *trees]
+    return _trainings([_plain(section.width), *trees], section, section)
 
 
-def _plain(width: int) -> Layer:
-    return Layer("ff", width, width)
+def _plain(width: int) -> Candidate:
+    return Candidate("ff", width, width)
 
 
-def _tree(option: str, width: int, leaf: int, hardening: float) -> Layer:
-    leaves = width // leaf
-    if leaves < 1 or width % leaf or leaves & (leaves - 1):
-        raise UserError(f"{option} has {leaf}; the training width {width} should be that times a power of 2")
-    return Layer("fff", width, leaf, hardening)
-
-
-def _check_counts(experiment: str, section) -> None:
-    """Finds numbers that are no sizes before anything is divided by them."""
-    for name, value in asdict(section).items():
-        if value == []:
-            raise UserError(f"{experiment}.{name} is empty; it should have at least one entry")
-        least = 0 if name in ("depths", "hardening", "hardenings", "dropout") else 1
-        most = {"depths": MAX_DEPTH, "dropout": 1}.get(name, math.inf)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not isinstance(number, bool) and not least <= number <= most:
-                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-                raise UserError(f"{experiment}.{name} has {number}; it should be {limits}")
+def _trainings(
+    layers: list[Candidate],
+    section: WidthsArguments | InferenceSizeArguments | ExpertsArguments | VitArguments,
+    transformer: VitArguments | None = None,
+) -> list[LayerTraining]:
+    """The trainings of each layer with each seed, those of a layer one after another."""
+    return [
+        LayerTraining(layer, seed, section.training, transformer)
+        for layer in dict.fromkeys(layers)
+        for seed in range(section.runs)
+    ]

@@ -1,250 +1,185 @@
-"""Tables of an experiment in the paper's form, made anew from the results of its runs: `NAME.md` and `NAME.json`.
+"""The tables of each experiment, in the form of the paper.
 
 Notable:
-- the paper prints the best of its runs, chosen by the very accuracy that is printed; here the mean and the standard
-  deviation stand beside it;
-- runs that diverged have no accuracy: they are counted where they are missing, and named.
+- The paper prints the best of its trainings, chosen by the very accuracy that it prints. Here the mean and standard
+  deviation are printed too.
+- Trainings that diverged have no accuracy: their number is in the cell where they are missing, their names below.
 """
 
-import json
-from pathlib import Path
-from statistics import mean, stdev
+from collections.abc import Callable
+from typing import Any
 
-from ultrafastbert.experiments.arguments import CompareArguments
+from ultrafastbert.experiments.arguments import (
+    ExpertsArguments,
+    InferenceSizeArguments,
+    TimingArguments,
+    VitArguments,
+    WidthsArguments,
+)
 from ultrafastbert.experiments.candidates import TITLES
-from ultrafastbert.experiments.plan import Run
-from ultrafastbert.utils.files import write_atomically
+from ultrafastbert.utils.tables import markdown_table
 
-HEADINGS = {
-    "widths": "Accuracy against training width and leaf size",
-    "inference_size": "Accuracy against the neurons used for inference",
-    "experts": "Trees beside mixtures of experts of the same training width",
-    "vit": "Trees as the feedforward layers of a vision transformer",
-    "timing": "Time of a forward pass against the number of blocks",
-}
 METRICS = {"memorisation": "M_A", "generalisation": "G_A"}
-COUNTS = ("memorisation_epoch", "generalisation_epoch", "leaves_used")
-"""What is no share, and shown as it is."""
+
+Show = Callable[[dict, str], str]
+"""The text of a cell for a layer's summary and the name of a metric."""
 
 
-def summarise(runs: list[Run], results: list[dict]) -> list[dict]:
-    """One entry for each layer, in the order of `runs`.
-
-    Args:
-        runs: of one experiment.
-        results: theirs, from `sweep.make_runs`.
-
-    Returns:
-        For each layer `name`, `kind`, `width`, `block`, `depth`, `hardening` and the four `sizes`, in neurons;
-        `diverged`, what its diverged runs say, by their names; of the other runs `seeds`, and for `memorisation`,
-        `generalisation` and `validation` (percent), `memorisation_epoch`, `generalisation_epoch` and `leaves_used` (of
-        a tree, the mean over a network's trees) `values`, `best` (the greatest), `mean` and `deviation` (standard; 0
-        for one run), or None where no run has any.
-    """
-    layers = {}
-    for run, result in zip(runs, results, strict=True):
-        layers.setdefault(run.layer, []).append((run, result))
-    return [_summarise_layer(layer, pairs) for layer, pairs in layers.items()]
-
-
-def _summarise_layer(layer, pairs: list[tuple[Run, dict]]) -> dict:
-    finished = [(run, result) for run, result in pairs if "diverged" not in result]
-    summary = {"name": layer.name, "kind": layer.kind, "width": layer.width, "block": layer.block}
-    summary |= {"depth": layer.depth, "hardening": f"{layer.hardening:g}", "sizes": pairs[0][1]["sizes"]}
-    summary |= {"diverged": {str(run): result["diverged"] for run, result in pairs if "diverged" in result}}
-    summary |= {"seeds": [run.seed for run, _ in finished]}
-    for name in (*METRICS, "validation", *COUNTS):
-        values = [result[name] if name in COUNTS else 100 * result[name] for _, result in finished]
-        if name == "leaves_used":
-            values = [mean(trees) for trees in values if trees]
-        deviation = stdev(values) if len(values) > 1 else 0.0
-        statistics = {"values": values, "best": max(values), "mean": mean(values)} if values else None
-        summary[name] = statistics and statistics | {"deviation": deviation}
-    return summary
-
-
-def write_report(experiment: str, arguments: CompareArguments, content: dict) -> list[Path]:
-    """Writes `NAME.md` and `NAME.json` into the output directory.
+def render(title: str, section: Any, content: dict, tables: Callable[[Any, dict], list[str]]) -> str:
+    """An experiment's Markdown file.
 
     Args:
-        experiment: one of `arguments.EXPERIMENTS`.
-        arguments: of the comparison.
-        content: what the JSON file holds: `dataset`, `environment`, and `layers`, from `summarise`, or for `timing`
-            `cases`, from `speed.time_layers`.
+        title: the heading.
+        section: the experiment's options.
+        content: what the experiment's JSON file contains.
+        tables: the function that returns the tables, one of those below.
     """
-    render = {
-        "widths": _widths,
-        "inference_size": _inference_size,
-        "experts": _experts,
-        "vit": _vit,
-        "timing": _timing,
-    }[experiment]
-    lines = [f"# {HEADINGS[experiment]}", "", _describe(experiment, arguments, content), ""]
-    lines += render(getattr(arguments, experiment), content)
-    lines += [
-        f"- {run} diverged: {reason}"
-        for layer in content.get("layers", ())
-        for run, reason in layer["diverged"].items()
-    ]
-    output = Path(arguments.output_dir)
-    table, data = output / f"{experiment}.md", output / f"{experiment}.json"
-    write_atomically(table, "\n".join(lines).rstrip() + "\n")
-    write_atomically(data, json.dumps({"experiment": experiment} | content, indent=1) + "\n")
-    return [table, data]
+    describe = _describe_training if "layers" in content else _describe_timing
+    where = "; ".join(f"{e['device']}, torch {e['torch']}, Python {e['python']}" for e in content["environment"])
+    diverged = [pair for layer in content.get("layers", ()) for pair in layer["diverged"].items()]
+    paragraphs = [f"# {title}", f"{describe(section, content)} {where}.", *tables(section, content)]
+    if diverged:
+        paragraphs.append("\n".join(f"- {run} diverged: {reason}" for run, reason in diverged))
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _describe(experiment: str, arguments: CompareArguments, content: dict) -> str:
-    where = "; ".join(
-        f"{entry['device']}, torch {entry['torch']}, Python {entry['python']}" for entry in content["environment"]
-    )
-    section = getattr(arguments, experiment)
-    if experiment == "timing":
-        return (
-            f"Mean and standard deviation of a call in milliseconds; width {section.hidden_size}, blocks of"
-            f" {section.block_size} neurons, of which trees and mixtures use one; {section.threads} thread(s)."
-            f" {where}."
-        )
-    recipe = section.training
-    plateau = f", halved on plateaus of {recipe.plateau} epochs ({recipe.plateau_of})" if recipe.plateau else ""
+def _describe_training(section: WidthsArguments, content: dict) -> str:
+    training = section.training
+    plateau = f", halved on plateaus of {training.plateau} epochs ({training.plateau_of})" if training.plateau else ""
     return (
-        f"{content['dataset']}; {section.runs} run(s) of each layer; {recipe.optimizer}, learning rate {recipe.lr:g}"
-        f"{plateau}, batches of {recipe.batch_size}, at most {recipe.epochs} epochs, patience {recipe.patience}. M_A"
-        " (memorisation) is the best accuracy on the training rows, G_A (generalisation) the accuracy on the test rows"
-        " of the weights that were best on the validation rows, both in percent with hard decisions; ETT is the epoch"
-        f" at which they were first seen. {where}."
+        f"{content['dataset']}; trainings of each layer: {section.runs}; {training.optimizer}, learning rate"
+        f" {training.lr:g}{plateau}, batches of {training.batch_size}, at most {training.epochs} epochs, patience"
+        f" {training.patience}. M_A (memorisation) is the best accuracy on the training images, G_A (generalisation)"
+        " the accuracy on the test images of the weights that were best on the validation images, both in percent with"
+        " hard decisions; ETT is the epoch at which they were first reached."
     )
 
 
-# the tables
+def _describe_timing(section: TimingArguments, content: dict) -> str:
+    return (
+        f"Mean and standard deviation of a call in milliseconds; width {section.hidden_size}, blocks of"
+        f" {section.block_size} neurons, of which trees and mixtures use one; threads: {section.threads}."
+    )
 
 
-def _widths(section, content: dict) -> list[str]:
-    names = ["feedforward", *(f"tree, leaf size {leaf}" for leaf in section.leaf_sizes)]
+def widths_tables(section: WidthsArguments, content: dict) -> list[str]:
+    """Table 1: a row for each kind of layer, columns for each width."""
+    names = [TITLES["ff"], *(f"tree, leaf size {leaf}" for leaf in section.leaf_sizes)]
     cells = {}
     for layer in content["layers"]:
-        cells[names[0] if layer["kind"] == "ff" else f"tree, leaf size {layer['block']}", layer["width"]] = layer
-    header = ["model", *(f"{title}, w = {width}" for width in section.widths for title in METRICS.values())]
+        name = TITLES["ff"] if layer["kind"] == "ff" else f"tree, leaf size {layer['block']}"
+        cells[name, layer["width"]] = layer
+    columns = [(width, metric) for width in section.widths for metric in METRICS]
 
-    def table(show) -> list[str]:
-        rows = [
-            [name, *(show(cells[name, width], metric) for width in section.widths for metric in METRICS)]
-            for name in names
-        ]
-        return _table(header, rows)
+    def table(show: Show) -> str:
+        header = ["model", *(f"{METRICS[metric]}, w = {width}" for width, metric in columns)]
+        rows = [[name, *(show(cells[name, width], metric) for width, metric in columns)] for name in names]
+        return markdown_table(header, rows)
 
+    leaves = markdown_table(
+        ["model", *(f"w = {width}" for width in section.widths)],
+        [[name, *(_leaves(cells[name, width]) for width in section.widths)] for name in names[1:]],
+    )
     return [
-        *["**The best of the runs**", "", *table(_best), ""],
-        *["**Mean and standard deviation**", "", *table(_spread), ""],
-        *["**Epochs to train, mean**", "", *table(_epochs), ""],
-        *["**Leaves reached by training rows, mean**", "", *_leaves(section, cells), ""],
+        *["**The best training**", table(_best)],
+        *["**Mean and standard deviation**", table(_mean)],
+        *["**Epochs to train, mean**", table(_epochs)],
+        *["**Leaves reached by training images, mean**", leaves],
     ]
 
 
-def _leaves(section, cells: dict) -> list[str]:
-    header = ["model", *(f"w = {width}" for width in section.widths)]
-    rows = [
-        [name, *(_used(cells[name, width]) for width in section.widths)]
-        for name in (f"tree, leaf size {leaf}" for leaf in section.leaf_sizes)
-    ]
-    return _table(header, rows)
-
-
-def _inference_size(section, content: dict) -> list[str]:
+def inference_size_tables(section: InferenceSizeArguments, content: dict) -> list[str]:
+    """Figure 2 as a table: a row for each layer, sorted by inference size."""
     header = ["inference size", "model", "training width", "M_A, best", "M_A", "G_A, best", "G_A", "leaves reached"]
-    layers = sorted(content["layers"], key=lambda layer: (layer["sizes"]["inference_size"], layer["depth"]))
-    rows = [
-        [layer["sizes"]["inference_size"], _title(layer), layer["sizes"]["training_width"]]
-        + [*(show(layer, metric) for metric in METRICS for show in (_best, _spread)), _used(layer)]
-        for layer in layers
-    ]
-    return [*_table(header, rows), ""]
+    rows = []
+    for layer in sorted(content["layers"], key=lambda layer: (layer["sizes"]["inference_size"], layer["depth"])):
+        is_tree = layer["kind"] == "fff"
+        title = f"tree, depth {layer['depth']}, leaf size {layer['block']}" if is_tree else TITLES["ff"]
+        accuracies = [show(layer, metric) for metric in METRICS for show in (_best, _mean)]
+        sizes = layer["sizes"]
+        rows.append([sizes["inference_size"], title, sizes["training_width"], *accuracies, _leaves(layer)])
+    return [markdown_table(header, rows)]
 
 
-def _experts(section, content: dict) -> list[str]:
+def experts_tables(section: ExpertsArguments, content: dict) -> list[str]:
+    """Table 2: a row for each width, the three kinds of layers side by side."""
     cells = {(layer["kind"], layer["width"]): layer for layer in content["layers"]}
     titles = {
         "ff": TITLES["ff"],
         "moe": f"{TITLES['moe']} (e = {section.expert_size}, k = {section.k})",
         "fff": f"{TITLES['fff']} (l = {section.leaf_size})",
     }
+    columns = [heading for title in titles.values() for heading in (f"{title}: M_A", "ETT", "G_A", "ETT")]
 
-    def table(show) -> list[str]:
-        header = ["width"]
-        for title in titles.values():
-            header += [f"{title}: M_A", "ETT", "G_A", "ETT"]
-        header.append("leaves reached")
+    def table(show: Show) -> str:
         rows = []
         for width in section.widths:
-            layers = [cells[kind, width] for kind in titles]
-            figures = [f(layer, m) for layer in layers for m in METRICS for f in (show, _epochs)]
-            rows.append([width, *figures, _used(layers[-1])])
-        return _table(header, rows)
+            of_width = [cells[kind, width] for kind in titles]
+            numbers = [cell(layer, metric) for layer in of_width for metric in METRICS for cell in (show, _epochs)]
+            rows.append([width, *numbers, _leaves(cells["fff", width])])
+        return markdown_table(["width", *columns, "leaves reached"], rows)
 
     return [
-        *["**Mean and standard deviation; ETT: mean**", "", *table(_spread), ""],
-        *["**The best of the runs; ETT: mean**", "", *table(_best), ""],
+        *["**Mean and standard deviation; ETT: mean**", table(_mean)],
+        *["**The best training; ETT: mean**", table(_best)],
     ]
 
 
-def _vit(section, content: dict) -> list[str]:
+def vit_tables(section: VitArguments, content: dict) -> list[str]:
+    """Table 3: a row for each leaf size, with the accuracy for each weight of the hardening loss."""
     header = ["model", "depth", "training width", "training size", "inference width", "inference size"]
-    hardenings = [f"{hardening:g}" for hardening in section.hardenings]
-    header += [f"G_A, h = {hardening}" for hardening in hardenings] + ["G_A, h by validation", "leaves reached"]
+    header += [f"G_A, h = {hardening:g}" for hardening in section.hardenings] + [
+        "G_A, h by validation",
+        "leaves reached",
+    ]
     plain, *trees = content["layers"]
-    baseline = _spread(plain, "generalisation")
-    rows = [["feedforward", "–", *_shares(plain, plain), *["–"] * len(hardenings), baseline, "–"]]
+    untried = ["–"] * len(section.hardenings)
+    rows = [[TITLES["ff"], "–", *_relative_sizes(plain, plain), *untried, _mean(plain, "generalisation"), "–"]]
     for leaf in section.leaf_sizes:
         tried = [layer for layer in trees if layer["block"] == leaf]
         finished = [layer for layer in tried if layer["validation"]]
         chosen = max(finished, key=lambda layer: layer["validation"]["mean"], default=tried[0])
-        cells = [_spread(layer, "generalisation") for layer in tried]
-        name = f"tree, leaf size {leaf}"
-        rows.append(
-            [name, chosen["depth"], *_shares(chosen, plain), *cells, _spread(chosen, "generalisation"), _used(chosen)]
-        )
-    return [*_table(header, rows), ""]
+        accuracies = [_mean(layer, "generalisation") for layer in [*tried, chosen]]
+        sizes = _relative_sizes(chosen, plain)
+        rows.append([f"tree, leaf size {leaf}", chosen["depth"], *sizes, *accuracies, _leaves(chosen)])
+    return [markdown_table(header, rows)]
 
 
-def _shares(layer: dict, plain: dict) -> list[str]:
-    """The layer's four sizes, with their share of the plain layer's."""
-    sizes, all_of_it = layer["sizes"], plain["sizes"]["training_width"]
-    return [f"{size} ({size / all_of_it:.0%})" for size in sizes.values()]
-
-
-def _timing(section, content: dict) -> list[str]:
-    lines = []
+def timing_tables(section: TimingArguments, content: dict) -> list[str]:
+    """Figures 3 and 4 as tables, one for each batch size: a row for each number of blocks."""
+    header = ["blocks", "depth", *TITLES.values(), "mixture / tree", "feedforward / tree"]
+    parts = []
     for batch_size in section.batch_sizes:
-        header = ["blocks", "depth", *TITLES.values(), "mixture / tree", "feedforward / tree"]
         rows = []
-        for case in content["cases"]:
-            if case["batch_size"] == batch_size:
-                times = case["times"]
-                cells = [_time(times[kind]) if kind in times else "–" for kind in TITLES]
-                cells += [_ratio(times, "moe"), _ratio(times, "ff")]
-                rows.append([f"{case['blocks']:,}", case["blocks"].bit_length() - 1, *cells])
-        lines += [f"**{batch_size} input(s) a call**", "", *_table(header, rows), ""]
-    return [*lines, "Ratios are of medians.", ""]
+        for case in (case for case in content["cases"] if case["batch_size"] == batch_size):
+            blocks, times = case["blocks"], case["times"]
+            cells = [_time(times, kind) for kind in TITLES]
+            rows.append([f"{blocks:,}", blocks.bit_length() - 1, *cells, _ratio(times, "moe"), _ratio(times, "ff")])
+        parts += [f"**Inputs in a call: {batch_size}**", markdown_table(header, rows)]
+    return [*parts, "Ratios are of medians."]
 
 
-def _time(times: dict) -> str:
-    return f"{times['mean']:.3g} ± {times['deviation']:.2g}"
+# cells
+
+
+def _relative_sizes(layer: dict, plain: dict) -> list[str]:
+    """The four sizes of a layer, also as fractions of the plain layer's."""
+    return [f"{size} ({size / plain['sizes']['training_width']:.0%})" for size in layer["sizes"].values()]
+
+
+def _time(times: dict, kind: str) -> str:
+    return f"{times[kind]['mean']:.3g} ± {times[kind]['deviation']:.2g}" if kind in times else "–"
 
 
 def _ratio(times: dict, kind: str) -> str:
     return f"{times[kind]['median'] / times['fff']['median']:.3g}x" if kind in times else "–"
 
 
-def _title(layer: dict) -> str:
-    if layer["kind"] == "ff":
-        return "feedforward"
-    return f"tree, depth {layer['depth']}, leaf size {layer['block']}"
-
-
 def _best(layer: dict, metric: str) -> str:
     return _cell(layer, metric, "{best:.1f}")
 
 
-def _spread(layer: dict, metric: str) -> str:
+def _mean(layer: dict, metric: str) -> str:
     return _cell(layer, metric, "{mean:.1f} ± {deviation:.1f}" if len(layer["seeds"]) > 1 else "{mean:.1f}")
 
 
@@ -252,7 +187,7 @@ def _epochs(layer: dict, metric: str) -> str:
     return _cell(layer, f"{metric}_epoch", "{mean:.0f}")
 
 
-def _used(layer: dict) -> str:
+def _leaves(layer: dict) -> str:
     return f"{layer['leaves_used']['mean']:.1f} of {2 ** layer['depth']}" if layer["leaves_used"] else "–"
 
 
@@ -261,8 +196,3 @@ def _cell(layer: dict, name: str, form: str) -> str:
         return "diverged"
     missing = f" ({len(layer['diverged'])} diverged)" if layer["diverged"] else ""
     return form.format(**layer[name]) + missing
-
-
-def _table(header: list, rows: list[list]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(map(str, cells))} |" for cells in lines]

@@ -1,4 +1,4 @@
-"""A small vision transformer whose feedforward layers are exchangeable."""
+"""A small vision transformer with interchangeable feedforward layers."""
 
 from collections.abc import Callable
 
@@ -7,19 +7,23 @@ from torch import nn
 
 
 class VisionTransformer(nn.Module):
-    """Patches -> linear -> class token, learned positions, dropout -> `depth` blocks -> LayerNorm -> linear.
+    """Patches, linear, class token, learned positions, dropout; transformer layers; LayerNorm, linear.
 
     Args:
         image_shape: channels, height and width of an image.
-        classes: of images.
-        patch_size: pixels at the side of a patch; it should divide height and width.
-        hidden_size: width of the blocks.
-        depth: number of blocks.
-        heads: of attention; a divisor of `hidden_size`.
-        make_feedforward: called with `hidden_size` twice for each block, gives a layer of that input and output width.
-        dropout: of the input of the first block.
+        classes: number of classes.
+        patch_size: side of a patch in pixels, a divisor of height and width.
+        hidden_size: width of the transformer.
+        depth: number of transformer layers.
+        heads: attention heads, a divisor of `hidden_size`.
+        build_feedforward: called with `hidden_size` twice for each transformer layer; returns a layer of this input
+            and output width.
+        dropout: dropout probability of the first transformer layer's input.
 
-    Shapes: `(rows, channels, height, width)` -> `(rows, classes)`.
+    Shapes: `(images, channels, height, width)` -> `(images, classes)`.
+
+    Raises:
+        ValueError: `patch_size` does not divide height and width.
 
     Source: arXiv 2010.11929, equations 1 to 4.
     """
@@ -32,7 +36,7 @@ class VisionTransformer(nn.Module):
         hidden_size: int,
         depth: int,
         heads: int,
-        make_feedforward: Callable[[int, int], nn.Module],
+        build_feedforward: Callable[[int, int], nn.Module],
         dropout: float = 0.1,
     ):
         super().__init__()
@@ -44,23 +48,27 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + patches, hidden_size))
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, heads, make_feedforward(hidden_size, hidden_size)) for _ in range(depth)
+        self.layers = nn.ModuleList(
+            TransformerLayer(hidden_size, heads, build_feedforward(hidden_size, hidden_size)) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        patches = self.embed(images).flatten(2).transpose(1, 2)
+        """Returns the logits of the classes."""
+        patches = self.embed(images).flatten(2).transpose(1, 2)  # (images, patches, hidden_size)
         x = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
         x = self.dropout(x + self.positions)
-        for block in self.blocks:
-            x = block(x)
+        for layer in self.layers:
+            x = layer(x)
         return self.head(self.norm(x[:, 0]))
 
 
-class Block(nn.Module):
-    """x + attention(LayerNorm(x)), then x + feedforward(LayerNorm(x)): `(rows, tokens, hidden_size)` as it came."""
+class TransformerLayer(nn.Module):
+    """x + attention(LayerNorm(x)), then x + feedforward(LayerNorm(x)).
+
+    Shapes: `(images, tokens, hidden_size)` -> the same.
+    """
 
     def __init__(self, hidden_size: int, heads: int, feedforward: nn.Module):
         super().__init__()
@@ -69,6 +77,7 @@ class Block(nn.Module):
         self.feedforward = feedforward
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the output of the layer."""
         tokens = self.attention_norm(x)
         x = x + self.attention(tokens, tokens, tokens, need_weights=False)[0]
         return x + self.feedforward(self.feedforward_norm(x))

@@ -1,29 +1,21 @@
-"""Fine-tuning over tasks and seeds: what finetune_glue.py does.
+"""Fine-tuning over tasks and seeds: `ultrafastbert finetune`.
 
-Notable:
-- the runs of a sweep are independent, so several processes share them out instead of sharing every batch: a process
-  takes the next run that nobody has taken, and results do not depend on how many processes there were;
-- a run's directory is complete once `result.json` is in it; a sweep that was killed goes on with the runs that have
-  none;
-- `result.json` holds the settings, and hashes of the model and the rows: results of other settings are refused, never
-  mixed.
+Each task and seed is an independent training with a directory in `runs/`. Several processes divide the trainings among
+themselves instead of splitting batches, so results do not depend on the number of processes. A sweep that was stopped
+resumes with the trainings that have no `result.json`; see `runs.results`.
 """
 
 import contextlib
 import hashlib
-import json
-import platform
-import shutil
-import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from filelock import FileLock, Timeout
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -36,48 +28,57 @@ from ultrafastbert.finetuning.metrics import load_metric
 from ultrafastbert.finetuning.report import collect, write_report
 from ultrafastbert.finetuning.trainer import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
 from ultrafastbert.runs.directory import open_run_directory, set_aside
-from ultrafastbert.runs.interrupts import Interrupt
-from ultrafastbert.utils.errors import Interrupted, UserError
-from ultrafastbert.utils.files import write_atomically
+from ultrafastbert.runs.environment import environment
+from ultrafastbert.runs.results import ResultStore
+from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.progress import duration
 
 NAMES = ["runs", "predictions", "glue.json", "glue.md"]
-"""What a sweep writes in its output directory."""
+"""The files and directories that a sweep writes in its output directory."""
 
 
-def finetune_all(arguments: FinetuneArguments) -> dict:
-    """Fine-tunes a model on every task with every seed, or goes on with a sweep that was stopped.
+def finetune_all(arguments: FinetuneArguments) -> Mapping[str, Any]:
+    """Fine-tunes a model on every task with every seed, or resumes a sweep that was stopped.
 
     Returns:
-        The content of `glue.json`; see `finetune_report.collect`.
+        The content of `glue.json`, as `report.collect` returns it; {} in processes other than the main one.
 
     Raises:
-        UserError: a model, data, settings or directory that cannot be used; the message says what to mend.
-        Interrupted: SIGINT, SIGTERM or SIGHUP; the finished runs are kept.
+        UserError: a model, data, settings or directory that cannot be used; the message says what to change.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; finished trainings are kept.
     """
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would tell of the new head in every run; the results say it once
-    # PartialState, unlike Accelerator, does not look for itself whether there is nothing but CPUs
+    # Unlike Accelerator, PartialState does not choose the CPU where no accelerator is available.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state, output = PartialState(cpu=cpu), Path(arguments.output_dir)
     try:
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_quiet_transformers())
             if state.is_main_process:
-                held.enter_context(open_run_directory(output))
+                stack.enter_context(open_run_directory(output))
                 if arguments.resume == "never":
                     set_aside(output, [output / name for name in NAMES if (output / name).exists()])
             state.wait_for_everyone()
             return Sweep(arguments, state).run()
     finally:
-        transformers_logging.set_verbosity(verbosity)
         if state.num_processes > 1:
             state.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Suppresses the report of new weights in every training: results list them."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 @dataclass(frozen=True)
-class Run:
-    """One training: a seed's, or the trial of a learning rate (`lr`) on held-out training rows."""
+class TaskRun:
+    """One training on one task: with a seed, or to try a learning rate `lr` on held-out training examples."""
 
     task: str
     seed: int = 0
@@ -85,82 +86,70 @@ class Run:
 
     @property
     def is_trial(self) -> bool:
+        """Whether a learning rate is tried."""
         return self.lr is not None
 
     @property
-    def name(self) -> str:
-        return f"lr-{self.lr}" if self.is_trial else f"seed-{self.seed}"
+    def file(self) -> str:
+        """The path of the result in `runs/`."""
+        directory = f"lr-{self.lr}" if self.is_trial else f"seed-{self.seed}"
+        return f"{self.task}/{directory}/result.json"
 
     def __str__(self) -> str:
         return f"{self.task}, " + (f"learning rate {self.lr}" if self.is_trial else f"seed {self.seed}")
 
 
 class Sweep:
-    """All runs of a model, of which each process makes its part."""
+    """All trainings of a model; each process runs some of them."""
 
     def __init__(self, arguments: FinetuneArguments, state: PartialState):
         self.arguments, self.state, self.output = arguments, state, Path(arguments.output_dir)
+        self.results = ResultStore(
+            self.output / "runs",
+            resume="the same command" + (" with --resume auto" if arguments.resume == "never" else ""),
+            remedy="Choose another output_dir, or --resume never to start again.",
+        )
         self.tasks = _task_names(arguments)
         self.tokenizer = load_tokenizer(arguments.model, arguments.max_length)
         self.settings = arguments.settings | {"model_fingerprint": fingerprint_model(arguments.model)}
         self.encoded: EncodedTask | None = None
-        self.fingerprints = {}
+        self.fingerprints: dict[str, str] = {}
         for name in self.tasks:
             data = self._load(name)
-            load_metric(data.task.metric)  # what is missing is better missed now than after training
+            load_metric(data.task.metric)  # so that a missing library stops the sweep before it trains
             self.fingerprints[name] = data.fingerprint
-            self._say(_describe(data))
-        _compare_settings(self.output, self.settings, self.fingerprints)
+            if state.is_main_process:
+                print(_describe(data), flush=True)
+        self._refuse_other_settings()
 
-    def run(self) -> dict:
-        """Makes the runs that nobody has made, and writes the tables; see `finetune_all`."""
-        with Interrupt() as self.interrupt:
-            while not all(self._is_done(run) for run in self._runs()):
-                if not self._take_one():
-                    time.sleep(0.5)  # the rest is in other processes' hands
+    def _refuse_other_settings(self) -> None:
+        """Raises an error if any result, of whatever task, is of another model, other data or another recipe."""
+        for path in sorted(self.results.directory.glob("*/*/result.json")):
+            file = path.relative_to(self.results.directory)
+            task = file.parts[0]
+            data = {"data_fingerprint": self.fingerprints[task]} if task in self.fingerprints else {}
+            self.results.read(file, self.settings | data)
+
+    def run(self) -> Mapping[str, Any]:
+        """Runs the trainings that have no result, and writes the tables; see `finetune_all`."""
+        self.results.finish(self._plan, self._train)
         return self._report(final=True) if self.state.is_main_process else {}
 
-    def _runs(self) -> list[Run]:
-        """The runs that are asked for; those of the seeds once the task's learning rates have been tried."""
-        runs, rates = [], self.arguments.lr_sweep or ()
+    def _plan(self) -> list[TaskRun]:
+        """All trainings; those with seeds join once the task's learning rates have been tried."""
+        plan = []
         for task in self.tasks:
-            trials = [Run(task, lr=lr) for lr in rates]
-            runs += trials
-            if all(map(self._is_done, trials)):
-                runs += [Run(task, seed) for seed in range(self.arguments.seeds)]
-        return runs
+            trials = [TaskRun(task, lr=lr) for lr in self.arguments.lr_sweep or ()]
+            plan += trials
+            if all(map(self.results.is_finished, trials)):
+                plan += [TaskRun(task, seed) for seed in range(self.arguments.seeds)]
+        return plan
 
-    def _take_one(self) -> bool:
-        """Makes the first run that is neither done nor taken; False if there is none."""
-        for run in self._runs():
-            if self._is_done(run):
-                continue
-            directory = self._directory(run)
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(directory.with_name(f".{run.name}.lock"))
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            try:
-                if not self._is_done(run):
-                    self._make(run)
-                    return True
-            finally:
-                lock.release()
-        return False
-
-    def _make(self, run: Run) -> None:
-        if self.encoded is None or self.encoded.task.name != run.task:
-            self.encoded = None  # its memory goes first
-            self.encoded = encode_task(self._load(run.task), self.tokenizer, self.arguments.max_length)
-        directory, encoded = self._directory(run), self.encoded
-        if directory.exists():  # of a run that was stopped
-            shutil.rmtree(directory)
-        directory.mkdir()
-
+    def _train(self, run: TaskRun, check: Callable[[], None]) -> None:
+        arguments, encoded = self.arguments, self._encode(run.task)
+        device: torch.device = self.state.device  # pyright: ignore[reportAssignmentType]
         lr = run.lr or self._best_lr(run.task)
-        model, new = load_model(self.arguments.model, encoded.task, self.arguments, run.seed)
+        model, new_weights = load_model(arguments.model, encoded.task, arguments, run.seed)
         result = {
             "run": str(run),
             "task": run.task,
@@ -170,48 +159,46 @@ class Sweep:
             "is_trial": run.is_trial,
             "settings": self.settings,
             "data_fingerprint": self.fingerprints[run.task],
-            "rows": _count_rows(encoded.data),
+            "rows": _count_examples(encoded.data),
             "notes": _notes(encoded.data),
             "truncated": encoded.truncated,
-            "new_weights": new,
+            "new_weights": new_weights,
             "parameters": model.num_parameters(),
-            "environment": _environment(self.state.device),
+            "environment": environment(device, "transformers"),
         }
         try:
-            outcome = finetune(
-                model, encoded, self.arguments, lr, run.seed, self.state.device, self._check, run.is_trial
-            )
-        except Diverged as error:  # the same would happen again: that is the result
-            outcome = {"diverged": str(error)}
-        try:
-            self._save(run, model, result, outcome)
-        except Exception as error:  # a full disk is an OSError, or an error of safetensors
-            raise UserError(f"{run}: its result cannot be written to {directory}: {error}") from error
-        self._tell(run, result | outcome)
+            result |= finetune(model, encoded, arguments, lr, run.seed, device, check, run.is_trial)
+        except Diverged as error:  # it would happen again, so it is the result
+            result |= {"diverged": str(error)}
+        self._save(run, model, result)
+        self._print(run, result)
+        if self.state.is_main_process:
+            self._report()
 
-    def _save(self, run: Run, model: PreTrainedModel, result: dict, outcome: dict) -> None:
-        directory = self._directory(run)
-        for title, predictions in outcome.pop("predictions", {}).items():
-            np.save(directory / f"{title}.npy", predictions)
-        if self.arguments.save_models and not run.is_trial and "diverged" not in outcome:
-            model.save_pretrained(directory / "model")
-            self.tokenizer.save_pretrained(directory / "model")
-        write_atomically(directory / "result.json", json.dumps(result | outcome, indent=1))
+    def _save(self, run: TaskRun, model: PreTrainedModel, result: dict) -> None:
+        """Writes predictions, the model if asked for, and at last the result, without the predictions."""
+        directory = (self.results.directory / run.file).parent
+        try:
+            for title, predictions in result.pop("predictions", {}).items():
+                np.save(directory / f"{title}.npy", predictions)
+            if self.arguments.save_models and not run.is_trial and "diverged" not in result:
+                model.save_pretrained(directory / "model")
+                self.tokenizer.save_pretrained(directory / "model")
+        except Exception as error:  # for a full disk, an OSError or an error of safetensors
+            raise UserError(f"{run}: {directory} cannot be written: {error}") from error
+        self.results.write(run.file, result)
 
     def _best_lr(self, task: str) -> float:
-        """The recipe's learning rate, or the one that was best on held-out rows."""
+        """The recipe's learning rate, or the one that was best on held-out examples."""
         if self.arguments.lr_sweep is None:
             return self.arguments.lr
-        scores = {lr: self._read(Run(task, lr=lr)).get("held_out") for lr in self.arguments.lr_sweep}
-        finite = {lr: score for lr, score in scores.items() if score is not None}
-        if not finite:
-            raise UserError(f"lr_sweep is {list(scores)}: {task} diverged with all of them; lower ones may help")
-        return max(finite, key=finite.get)
+        trials = {lr: self.results.read(TaskRun(task, lr=lr).file) for lr in self.arguments.lr_sweep}
+        scores = {lr: result["held_out"] for lr, result in trials.items() if "held_out" in result}
+        if not scores:
+            raise UserError(f"lr_sweep is {list(trials)}: {task} diverged with all of them; lower ones may help")
+        return max(scores, key=lambda lr: scores[lr])
 
-    def _tell(self, run: Run, result: dict) -> None:
-        """Says how a run came out and brings the tables up to date."""
-        runs = self._runs()
-        done = sum(map(self._is_done, runs))
+    def _print(self, run: TaskRun, result: dict) -> None:
         if "diverged" in result:
             text = f"diverged: {result['diverged']}"
         elif run.is_trial:
@@ -219,21 +206,27 @@ class Sweep:
         else:
             scores = {title: split["values"][result["metric"]] for title, split in result["evaluations"].items()}
             text = ", ".join(f"{title} {result['metric']} {score:.4f}" for title, score in scores.items())
+        finished = list(map(self.results.is_finished, self._plan()))
         seconds = f", {duration(result['seconds'])}" if "seconds" in result else ""
-        print(f"{run}: {text} ({done} of {len(runs)} runs{seconds})", flush=True)
+        print(f"{run}: {text} ({sum(finished)} of {len(finished)} trainings{seconds})", flush=True)
         for split in result.get("evaluations", {}).values():
             for warning in split["warnings"]:
                 print(f"  warning: {warning}", flush=True)
-        if self.state.is_main_process:
-            self._report()
 
-    def _report(self, final: bool = False) -> dict:
+    def _report(self, final: bool = False) -> Mapping[str, Any]:
+        """Writes the tables; after the last training also the predictions, and prints the table."""
         results = collect(self.output, self.arguments.model, self.arguments.random_init)
         files = write_report(self.output, results, {name: self._load(name) for name in self.tasks} if final else {})
         if final:
             print(f"\n{files['table'].read_text(encoding='utf-8')}")
             print("written: " + ", ".join(str(file) for file in files.values()))
         return results
+
+    def _encode(self, task: str) -> EncodedTask:
+        if self.encoded is None or self.encoded.task.name != task:
+            self.encoded = None  # frees its memory first
+            self.encoded = encode_task(self._load(task), self.tokenizer, self.arguments.max_length)
+        return self.encoded
 
     def _load(self, name: str) -> TaskData:
         if self.encoded is not None and self.encoded.task.name == name:
@@ -243,34 +236,9 @@ class Sweep:
             return load_glue(name, self.arguments.data_dir)
         return load_table(name, own.train, own)
 
-    def _check(self) -> None:
-        """Ends the run under way if a signal came."""
-        if self.interrupt.signal is not None:
-            runs = self._runs()
-            done = sum(map(self._is_done, runs))
-            command = "the same command" if self.arguments.resume == "auto" else "the same command with --resume auto"
-            raise Interrupted(
-                f"stopped by signal {self.interrupt.signal}; {done} of {len(runs)} runs are finished and kept in"
-                f" {self.output / 'runs'}; {command} goes on with the others",
-                self.interrupt.signal,
-            )
-
-    def _directory(self, run: Run) -> Path:
-        return self.output / "runs" / run.task / run.name
-
-    def _is_done(self, run: Run) -> bool:
-        return (self._directory(run) / "result.json").exists()
-
-    def _read(self, run: Run) -> dict:
-        return json.loads((self._directory(run) / "result.json").read_text(encoding="utf-8"))
-
-    def _say(self, text: str) -> None:
-        if self.state.is_main_process:
-            print(text, flush=True)
-
 
 def fingerprint_model(name: str) -> str:
-    """What tells a checkpoint from another: a hash of its files, or the commit of the Hub's."""
+    """A hash of the files of a checkpoint, or the commit of a model on the Hub; different for different weights."""
     directory = Path(name)
     if not directory.is_dir():
         commit = getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
@@ -287,37 +255,17 @@ def fingerprint_model(name: str) -> str:
 def _task_names(arguments: FinetuneArguments) -> list[str]:
     if arguments.own.train is not None:
         name = Path(arguments.own.train).name.split(".")[0]
-        return [f"own-{name}" if name in (*TASKS, *SUBMISSION) else name]  # never among the benchmark's
+        return [f"own-{name}" if name in (*TASKS, *SUBMISSION) else name]  # never the name of a GLUE task
     names = arguments.tasks or list(TASKS)
     unknown = [name for name in names if name not in TASKS]
     if unknown:
         raise UserError(f"tasks: {', '.join(unknown)} should be of {', '.join(TASKS)}")
-    return names
+    return list(names)
 
 
-def _compare_settings(output: Path, settings: dict, fingerprints: dict[str, str]) -> None:
-    """Refuses to go on among results of another model, other rows or another recipe."""
-    for path in sorted((output / "runs").glob("*/*/result.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            before = result["settings"] | {"data_fingerprint": result["data_fingerprint"]}
-        except (ValueError, KeyError) as error:
-            raise UserError(
-                f"{path} is not the result of a run: {error!r}; remove it to make that run again"
-            ) from None
-        now = settings | {"data_fingerprint": fingerprints.get(result["task"], result["data_fingerprint"])}
-        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-        if changed:
-            what = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
-            raise UserError(
-                f"output_dir {output} holds results of other settings ({path.parent}): {what}. Choose another"
-                " output_dir, or --resume never to start anew"
-            )
-
-
-def _count_rows(data: TaskData) -> dict[str, int]:
-    rows = {"train": len(data.train)} | {f"dev {split.title}": len(split) for split in data.evaluations}
-    return rows | {f"test {split.title}": len(split) for split in data.tests}
+def _count_examples(data: TaskData) -> dict[str, int]:
+    counts = {"train": len(data.train)} | {f"dev {split.title}": len(split) for split in data.evaluations}
+    return counts | {f"test {split.title}": len(split) for split in data.tests}
 
 
 def _notes(data: TaskData) -> list[str]:
@@ -325,11 +273,5 @@ def _notes(data: TaskData) -> list[str]:
 
 
 def _describe(data: TaskData) -> str:
-    rows = ", ".join(f"{name} {count:,}" for name, count in _count_rows(data).items())
-    return "\n".join([f"{data.task.name}: {rows} rows", *(f"  note: {note}" for note in _notes(data))])
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": name, "python": platform.python_version()} | versions
+    counts = ", ".join(f"{name} {count:,}" for name, count in _count_examples(data).items())
+    return "\n".join([f"{data.task.name}: {counts} examples", *(f"  note: {note}" for note in _notes(data))])

@@ -1,0 +1,159 @@
+"""Runs the measurements of an experiment that have no result yet, in this process or in several.
+
+Each process takes one measurement after another from the same `ResultStore`. This process shows the progress, handles
+signals, and stops the others when one of them dies; if it dies itself, they stop too.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ultrafastbert.experiments.plan import LayerTraining
+from ultrafastbert.experiments.speed import LayerTiming
+from ultrafastbert.runs.environment import environment
+from ultrafastbert.runs.interrupts import Interrupt
+from ultrafastbert.runs.results import ResultStore
+from ultrafastbert.utils.errors import Interrupted, UserError
+from ultrafastbert.utils.progress import progress_bar
+
+Measurement = LayerTraining | LayerTiming
+
+
+def run_measurements(
+    plan: Sequence[Measurement], images: Any, directory: Path, workers: int, device: str
+) -> list[dict]:
+    """Runs those of `plan` that have no result in `directory`.
+
+    Args:
+        plan: the measurements of one experiment.
+        images: the `Images` that networks are trained on; None for timings.
+        directory: of the results; its name is the experiment's.
+        workers: number of processes; with one, this process runs the measurements.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        All results in the order of `plan`: what `measure` returns, `settings`, `seconds`, `environment`.
+
+    Raises:
+        UserError: a result that is damaged or of other settings, or a process that died.
+        Interrupted: SIGINT, SIGTERM or SIGHUP; finished measurements are kept.
+    """
+    store = ResultStore(directory)
+    settings = {measurement.file: measurement.settings(images, device) for measurement in plan}
+    finished = [measurement for measurement in plan if store.is_finished(measurement)]
+    for measurement in finished:
+        store.read(measurement.file, settings[measurement.file])
+    missing = [measurement for measurement in plan if measurement not in finished]
+    with progress_bar(len(plan), directory.name, initial=len(finished)) as bar:
+
+        def show_progress() -> None:
+            for measurement in [measurement for measurement in missing if store.is_finished(measurement)]:
+                missing.remove(measurement)
+                bar.update()
+                result = store.read(measurement.file)
+                if "diverged" in result:
+                    bar.write(f"{result['run']} diverged: {result['diverged']}")
+
+        if workers == 1:
+            _work(store, plan, images, device, show_progress)
+        else:
+            _work_in_processes((store, plan, images, device), min(workers, len(missing)), show_progress)
+    return [store.read(file, settings[file]) for file in settings]
+
+
+def _work(
+    store: ResultStore,
+    plan: Sequence[Measurement],
+    images: Any,
+    device: str,
+    after_each: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs measurements until all of `plan` are finished, here or in other processes."""
+
+    def run(measurement: Measurement, check: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        with _threads(measurement.threads):
+            outcome = measurement.measure(images, device, check)
+        result = {
+            "run": f"{store.directory.name}, {measurement.file.removesuffix('.json')}",
+            "settings": measurement.settings(images, device),
+            "seconds": round(time.perf_counter() - start, 3),
+            "environment": environment(device),
+        }
+        store.write(measurement.file, result | outcome)
+        after_each()
+
+    store.finish(lambda: plan, run)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# several processes
+
+
+def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], None]) -> None:
+    """Starts processes that each call `_work(*work)`, and waits for them."""
+    store, plan, *_ = work
+    with tempfile.NamedTemporaryFile() as file, Interrupt() as interrupt:
+        pickle.dump(work, file)  # passing it to Process would block until the process has started
+        file.flush()
+        spawn = multiprocessing.get_context("spawn").Process
+        processes = [spawn(target=_work_from_file, args=(file.name,)) for _ in range(workers)]
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is handled here
+        for process in processes:
+            process.start()
+        signal.signal(signal.SIGINT, handler)
+        try:
+            running = processes
+            while running and interrupt.signal is None:
+                running = [process for process in processes if process.is_alive()]
+                if any(process.exitcode for process in processes):
+                    raise UserError(
+                        "a process that trained has stopped; if no message above says why, memory may be short. The"
+                        " same command resumes with the trainings that are missing; --workers sets the number of"
+                        " processes"
+                    )
+                show_progress()
+                wait([process.sentinel for process in running], timeout=0.2)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        store.raise_if_interrupted(interrupt, lambda: plan)
+
+
+def _work_from_file(name: str) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        _work(*pickle.loads(Path(name).read_bytes()))
+    except Interrupted as error:  # the main process prints the message
+        sys.exit(error.exit_code)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
