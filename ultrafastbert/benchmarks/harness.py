@@ -182,7 +182,8 @@ class Benchmark:
         write_atomically(self.partial, json.dumps(self.record, indent=1))
 
     def _report(self, case: Case, name: str, reason: str, required: str) -> None:
-        if reason == TOO_LARGE:
+        known = any(entry["name"] == name and entry["reason"] == reason for entry in self.record["not_timed"])
+        if reason == TOO_LARGE or known:
             return
         if name == required:
             raise UserError(f"{name}, which the others are compared with, cannot be timed: {reason}")
@@ -225,9 +226,9 @@ def missing(packages: Sequence[str]) -> str:
 
 
 def typical_error(output: torch.Tensor, expected: torch.Tensor, ignored: float = 0.25) -> float:
-    """The largest error of a token's vector, relative to the mean norm, without the fraction `ignored` of largest ones.
+    """The largest error of a token's vector relative to the mean norm, except for a fraction of largest errors.
 
-    A token within rounding of a decision boundary may correctly take another path than in the reference.
+    That fraction is `ignored`: tokens within rounding of a decision boundary may take another path than the reference.
     Shapes: `(tokens, width)`.
     """
     errors = (output.float() - expected).norm(dim=-1) / expected.norm(dim=-1).mean()
@@ -269,8 +270,10 @@ def draw_bars(panels: Sequence[Sequence[dict[str, float]]], titles: Sequence[Seq
     """A figure of horizontal bars: rows and columns of panels, each with values by name, and their titles."""
     height = sum(0.8 + 0.3 * max(map(len, row)) for row in panels)
     figure, grid = new_figure(2 + 2.8 * len(panels[0]), 0.5 + height, len(panels), len(panels[0]))
+    names = list(dict.fromkeys(name for row in panels for values in row for name in values))
     for axes, values, title in zip(grid.flat, sum(map(list, panels), []), sum(map(list, titles), []), strict=True):
-        axes.bar_label(axes.barh(list(values), list(values.values())), [digits(v) for v in values.values()], padding=3)
+        bars = axes.barh(names, [values.get(name, 0) for name in names])
+        axes.bar_label(bars, [digits(values[name]) if name in values else "" for name in names], padding=3)
         axes.set_title(title, fontsize=10)
         axes.margins(x=0.2)
         axes.grid(False)
