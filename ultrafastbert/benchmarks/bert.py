@@ -17,16 +17,10 @@ FUSED = "fused.txt"
 
 
 class Encoder(NamedTuple):
-    """A loaded encoder.
+    """A loaded encoder; `call` takes tokens and mask, both `(batch, seq)` int64."""
 
-    Attributes:
-        call: tokens and mask, both `(batch, seq)` int64, to hidden states `(batch, seq, hidden)`.
-        weights: the size of its tensors, or of the file that a runtime reads. [bytes]
-        note: for the table.
-    """
-
-    call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    weights: int
+    call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # returns `(batch, seq, hidden)`
+    weights: int  # the size of its tensors, or of the file that a runtime reads [bytes]
     note: str = ""
 
 

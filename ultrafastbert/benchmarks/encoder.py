@@ -20,16 +20,17 @@ from ultrafastbert import UltraFastBertConfig
 from ultrafastbert.benchmarks.bert import Encoder
 from ultrafastbert.benchmarks.encoder_contenders import (
     CONTENDERS,
+    encode_three_times,
     inputs,
     load,
     needs,
     original,
     prepare,
-    process_memory,
     quieten,
 )
 from ultrafastbert.benchmarks.encoder_tables import draw, tables
-from ultrafastbert.benchmarks.harness import LISTED_ONCE, Benchmark, Case, Contender, Ready, missing
+from ultrafastbert.benchmarks.harness import LISTED_ONCE, POSITIVE_INTEGERS, Benchmark, Case, Contender, Ready, missing
+from ultrafastbert.benchmarks.process_memory import process_memory
 from ultrafastbert.pretraining.arguments import ModelArguments
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.sizes import TreeSize
@@ -78,8 +79,7 @@ class EncoderArguments:
         check("baseline", self.baseline, one_of(*self.contenders))
         for workload in self.workloads:
             check("workloads", workload, WORKLOAD)
-        for number in self.threads:
-            check("threads", number, integer(1))
+        check_fields(self, POSITIVE_INTEGERS, "threads")
         check("vocabulary", self.vocabulary, integer(2))
         TreeSize.parse(self.size)
         try:
@@ -142,7 +142,7 @@ def _set_up(
     def facts(median: float) -> dict[str, Any]:
         memory = {}
         if arguments.memory and case == {"threads": arguments.threads[0], "workload": arguments.workloads[0]}:
-            memory = process_memory(name, directory, case["threads"], arguments.vocabulary)
+            memory = process_memory(encode_three_times, name, directory, case["threads"], arguments.vocabulary)
         known = {"weights": encoder.weights, "note": encoder.note, "tokens_per_second": int(real.sum()) / median}
         return known | memory
 

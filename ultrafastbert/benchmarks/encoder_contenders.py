@@ -1,12 +1,7 @@
 """The encoders that the benchmark of encoders times, loaded from files as a user loads them."""
 
-import contextlib
 import logging
-import multiprocessing
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +12,6 @@ from transformers import BertModel
 
 from ultrafastbert import UltraFastBertConfig, UltraFastBertModel, optimize_for_inference
 from ultrafastbert.benchmarks import bert
-from ultrafastbert.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ultrafastbert.benchmarks.encoder import EncoderArguments
@@ -131,35 +125,12 @@ def quieten() -> None:
     logging.getLogger().setLevel(logging.ERROR)
 
 
-def process_memory(name: str, directory: Path, threads: int, vocabulary: int) -> dict[str, int | None]:
-    """The resident memory of a new process that loads a contender and encodes 8x128 three times, on Linux.
-
-    Returns:
-        bytes before it is loaded (`before`), the highest (`peak`), and at the end (`held`).
-    """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_memory, name, directory, threads, vocabulary).result()
-        except BrokenProcessPool:
-            raise UserError(f"the process that loaded {name} was killed, perhaps for lack of memory") from None
-
-
-def _memory(name: str, directory: Path, threads: int, vocabulary: int) -> dict[str, int | None]:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+def encode_three_times(name: str, directory: Path, threads: int, vocabulary: int) -> bert.Encoder:
+    """Loads a contender in a new process, and encodes 8x128 three times."""
     quieten()
-    before = _status("VmRSS")
     torch.set_num_threads(threads)
     encoder = load(name, directory, threads)
     with torch.inference_mode():
         for _ in range(3):
             encoder.call(*inputs("8x128", vocabulary))
-    return {"before": before, "peak": _status("VmHWM"), "held": _status("VmRSS")}
-
-
-def _status(key: str) -> int | None:
-    """A size that Linux reports for this process; ru_maxrss would include the process that started it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{key}:"):
-                return 1024 * int(line.split()[1])
-    return None
+    return encoder

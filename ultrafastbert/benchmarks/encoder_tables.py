@@ -3,13 +3,13 @@
 import itertools
 from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
+
 from ultrafastbert.benchmarks.encoder_contenders import OURS, PEERS, mixed_lengths
 from ultrafastbert.benchmarks.harness import Benchmark, Result, count_threads, digits, draw_bars, times_table
 from ultrafastbert.utils.tables import markdown_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from ultrafastbert.benchmarks.encoder import EncoderArguments
 
 
@@ -98,7 +98,7 @@ def _megabytes(size: int | None) -> str:
     return "–" if size is None else digits(size / 1e6)
 
 
-def draw(arguments: "EncoderArguments", harness: Benchmark) -> "Figure":
+def draw(arguments: "EncoderArguments", harness: Benchmark) -> Figure:
     """Bars of the medians."""
     cases = [[{"threads": t, "workload": w} for w in arguments.workloads] for t in arguments.threads]
     panels = [

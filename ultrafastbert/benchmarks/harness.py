@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 
 from ultrafastbert.runs.environment import environment
 from ultrafastbert.utils.errors import UserError
@@ -29,48 +30,35 @@ from ultrafastbert.utils.tables import markdown_table
 from ultrafastbert.utils.timing import take_turns
 from ultrafastbert.utils.validation import Rule
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Case = dict[str, Any]
 Result = dict[str, Any]
 
 OUT_OF_MEMORY, TOO_LARGE = "out of memory", "too large a computation"
 TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
 """The largest relative error by dtype; for others 0.08, less than the error of ignoring the mask of padding."""
+POSITIVE_INTEGERS = Rule(
+    lambda values: len(values) > 0 and all(type(value) is int and value > 0 for value in values),
+    "a list of integers, at least 1",
+)
 LISTED_ONCE = Rule(lambda values: 0 < len(values) == len(set(values)), "at least one, each once")
 
 
 class Ready(NamedTuple):
-    """A contender that is set up.
-
-    Attributes:
-        call: what is timed.
-        error: takes an output of `call` and returns its error relative to a reference.
-        facts: takes the median time in seconds and returns what else is recorded; called after all timing.
-    """
+    """A contender that is set up: the call to time, and two functions about it."""
 
     call: Callable[[], Any]
-    error: Callable[[Any], float]
-    facts: Callable[[float], dict[str, Any]] = lambda median: {}
+    error: Callable[[Any], float]  # of an output of `call`, relative to a reference
+    facts: Callable[[float], dict[str, Any]] = lambda median: {}  # more to record, given the median time in seconds
 
 
 class Contender(NamedTuple):
-    """Something to time.
-
-    Attributes:
-        name: in tables and results.
-        set_up: builds it.
-        dtype: that it computes in, which determines the tolerance.
-        needs: packages that have to be installed.
-        skip: why it is not timed in this case, if it is not.
-    """
+    """Something to time, under a name and with a function that builds it."""
 
     name: str
     set_up: Callable[[], Ready]
-    dtype: str = "float32"
-    needs: Sequence[str] = ()
-    skip: str = ""
+    dtype: str = "float32"  # that it computes in; it determines the tolerance
+    needs: Sequence[str] = ()  # packages that have to be installed
+    skip: str = ""  # why it is not timed in this case, if it is not
 
 
 class Benchmark:
@@ -101,7 +89,8 @@ class Benchmark:
         except OSError as error:
             raise UserError(f"output_dir {self.directory} cannot be created: {error}") from error
         options = {key: value for key, value in asdict(arguments).items() if key != "output_dir"}
-        versions = environment(device, *filter(_has_version, packages))
+        installed = metadata.packages_distributions()
+        versions = environment(device, *(package for package in packages if package in installed))
         settings = json.loads(json.dumps({"arguments": options, "environment": versions}))  # tuples become lists
         command = shlex.join(["ultrafastbert", *sys.argv[1:]])
         self.record: dict[str, Any] = {"command": command, **settings, "cases": [], "results": [], "not_timed": []}
@@ -197,7 +186,7 @@ class Benchmark:
         device, *versions = self.record["environment"].items()
         return f"{device[1]}; {', '.join(' '.join(item) for item in versions)}."
 
-    def finish(self, tables: Sequence[str], figure: "Figure | None" = None) -> None:
+    def finish(self, tables: Sequence[str], figure: Figure | None = None) -> None:
         """Writes and prints the tables, followed by what was not timed and why; writes figure and results."""
         names: dict[str, list[str]] = {}
         for entry in self.record["not_timed"]:
@@ -212,17 +201,27 @@ class Benchmark:
         print(f"{text}\nwritten: {', '.join(str(path) for path in sorted(self.directory.glob(f'{self.name}.*')))}")
 
 
-def _has_version(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
-
-
 def missing(packages: Sequence[str]) -> str:
     """Which of the packages are not installed, as a message; empty if all are."""
     names = [package for package in packages if importlib.util.find_spec(package) is None]
     return f"not installed: {', '.join(names)}; pip install -e '.[bench]' installs it" if names else ""
+
+
+def forward_call(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """A call that returns the outputs of a layer in inference mode."""
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            return layer(x)
+
+    return call
+
+
+def backward_call(
+    layer: Callable[[torch.Tensor], torch.Tensor], weights: Sequence[torch.Tensor], x: torch.Tensor, grad: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """A call that computes the gradients of tokens and weights, given that of the outputs, and returns the tokens'."""
+    return lambda: torch.autograd.grad(layer(x), [x, *weights], grad)[0]
 
 
 def typical_error(output: torch.Tensor, expected: torch.Tensor, ignored: float = 0.25) -> float:
@@ -243,15 +242,15 @@ def times_table(
     cell: Callable[[Result], str] | None = None,
     rows: Sequence[str] | None = None,
 ) -> str:
-    """A table of times by contender and case, with how many times faster they are than the baseline in brackets.
+    """A table of times, with how many times faster they are than the baseline in brackets.
 
     Args:
         corner: header of the first column.
-        columns: results by contender, by the headers of the cases.
-        value: of a result, which is shown with three digits.
+        columns: results by contender, by the header of their column.
+        value: the time of a result.
         baseline: a contender.
-        cell: shows a result in another way.
-        rows: the contenders; None: all, in the order of the results.
+        cell: the text of a result; None: `value` with three digits.
+        rows: contenders; None: all.
     """
 
     def text(name: str, results: dict[str, Result]) -> str:
@@ -266,7 +265,7 @@ def times_table(
     )
 
 
-def draw_bars(panels: Sequence[Sequence[dict[str, float]]], titles: Sequence[Sequence[str]], label: str) -> "Figure":
+def draw_bars(panels: Sequence[Sequence[dict[str, float]]], titles: Sequence[Sequence[str]], label: str) -> Figure:
     """A figure of horizontal bars: rows and columns of panels, each with values by name, and their titles."""
     height = sum(0.8 + 0.3 * max(map(len, row)) for row in panels)
     figure, grid = new_figure(2 + 2.8 * len(panels[0]), 0.5 + height, len(panels), len(panels[0]))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from ultrafastbert.benchmarks.harness import Benchmark, Case
+from ultrafastbert.benchmarks.harness import POSITIVE_INTEGERS, Benchmark, Case
 from ultrafastbert.benchmarks.layer_contenders import contenders
 from ultrafastbert.benchmarks.layer_tables import draw_scaling, floors, tables
 from ultrafastbert.ops import BACKENDS
@@ -102,12 +102,10 @@ class LayerArguments:
                 check(name, backend, one_of(*BACKENDS, "original"))
         for dtype in self.dtypes:
             check("dtypes", dtype, one_of("float32", "bfloat16", "float16", "float64"))
-        for name in ("dense", "tokens", "threads"):
-            for number in getattr(self, name):
-                check(name, number, integer(1))
+        check_fields(self, POSITIVE_INTEGERS, "dense", "tokens", "threads")
         for depth in self.depths:
             check("depths", depth, integer(0))
-        check_fields(self, NOT_EMPTY, "dense", "dtypes", "tokens", "threads")
+        check_fields(self, NOT_EMPTY, "dtypes")
         check_fields(self, integer(1), "hidden_size")
         if self.device == "cuda" and len(self.threads) != 1:
             raise ValueError(f"threads is {self.threads}; on cuda it should be a single number")

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from ultrafastbert import FFF
-from ultrafastbert.benchmarks.harness import TOO_LARGE, Case, Contender, Ready, typical_error
+from ultrafastbert.benchmarks.harness import (
+    TOO_LARGE,
+    Case,
+    Contender,
+    Ready,
+    backward_call,
+    forward_call,
+    typical_error,
+)
 from ultrafastbert.utils.sizes import DenseSize, TreeSize
 
 if TYPE_CHECKING:
@@ -66,34 +74,37 @@ def contenders(arguments: "LayerArguments", case: Case) -> list[Contender]:
         x = x[:1].repeat(len(x), 1)
     x, grad = x.requires_grad_(arguments.backward), torch.randn_like(x)
 
+    def call(
+        function: Callable[[torch.Tensor], torch.Tensor],
+        weights: list[nn.Parameter],
+        x: torch.Tensor,
+        grad: torch.Tensor,
+    ) -> Callable[[], torch.Tensor]:
+        return backward_call(function, weights, x, grad) if arguments.backward else forward_call(function, x)
+
     def contender(name: str, size: TreeSize | DenseSize, backend: str, compiled: bool) -> Contender:
         def set_up() -> Ready:
             layer = _build(arguments, size, backend).to(dtype).requires_grad_(arguments.backward)
             reference = _build(arguments, size, "reference").float().requires_grad_(False)
             reference.load_state_dict(layer.state_dict())
             first = x[:COMPARED].detach().float().requires_grad_(arguments.backward)
-            expected = _call(arguments, reference, [], first, grad[:COMPARED].float())()
+            expected = call(reference, [], first, grad[:COMPARED].float())()
             function: Callable[[torch.Tensor], torch.Tensor] = layer
             if compiled:
                 # Layers of one class share their code, which PyTorch would stop compiling after a few of them.
                 torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
                 function = torch.compile(layer, dynamic=False, mode=arguments.compile_mode)
-            call = _call(arguments, function, list(layer.parameters()), x, grad)
-            return Ready(call, lambda output: typical_error(output[:COMPARED], expected))
+            timed = call(function, list(layer.parameters()), x, grad)
+            return Ready(timed, lambda output: typical_error(output[:COMPARED], expected))
 
-        skip = TOO_LARGE if _is_too_large(arguments, size, backend, x) else ""
-        return Contender(name, set_up, case["dtype"], skip=skip)
+        too_large = False
+        if isinstance(size, TreeSize) and backend == "gather":
+            too_large = size.trees * x.nbytes > MAX_GATHERED_BYTES
+        elif isinstance(size, TreeSize) and backend in ("dense", "original") and size.depth > 0:
+            too_large = len(x) * size.neurons > MAX_NEURONS[arguments.device]
+        return Contender(name, set_up, case["dtype"], skip=TOO_LARGE if too_large else "")
 
     return [contender(*given) for given in listed]
-
-
-def _is_too_large(arguments: "LayerArguments", size: TreeSize | DenseSize, backend: str, x: torch.Tensor) -> bool:
-    if isinstance(size, DenseSize):
-        return False
-    if backend == "gather":
-        return size.trees * x.nbytes > MAX_GATHERED_BYTES
-    computes_all = backend in ("dense", "original") and size.depth > 0
-    return computes_all and len(x) * size.neurons > MAX_NEURONS[arguments.device]
 
 
 def _build(arguments: "LayerArguments", size: TreeSize | DenseSize, backend: str) -> nn.Module:
@@ -105,21 +116,3 @@ def _build(arguments: "LayerArguments", size: TreeSize | DenseSize, backend: str
         if backend == "original":
             return OriginalTrees(width, size.depth, size.trees)
         return FFF(width, size.depth, size.trees, backend=backend)
-
-
-def _call(
-    arguments: "LayerArguments",
-    function: Callable[[torch.Tensor], torch.Tensor],
-    weights: list[nn.Parameter],
-    x: torch.Tensor,
-    grad: torch.Tensor,
-) -> Callable[[], torch.Tensor]:
-    """A call that returns the outputs, or computes the gradients of tokens and weights and returns those of tokens."""
-    if arguments.backward:
-        return lambda: torch.autograd.grad(function(x), [x, *weights], grad)[0]
-
-    def call() -> torch.Tensor:
-        with torch.inference_mode():
-            return function(x)
-
-    return call

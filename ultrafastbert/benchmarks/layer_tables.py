@@ -4,6 +4,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib.figure import Figure
 
 from ultrafastbert.benchmarks.harness import Benchmark, Case, Result, count_threads, digits, times_table
 from ultrafastbert.ops import BACKENDS, choose_backend
@@ -13,8 +14,6 @@ from ultrafastbert.utils.sizes import DenseSize, TreeSize, parse_size
 from ultrafastbert.utils.tables import markdown_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from ultrafastbert.benchmarks.layer import LayerArguments
 
 
@@ -130,7 +129,7 @@ def _fastest(arguments: "LayerArguments", harness: Benchmark) -> list[str]:
     ]
 
 
-def draw_scaling(arguments: "LayerArguments", harness: Benchmark) -> "Figure | None":
+def draw_scaling(arguments: "LayerArguments", harness: Benchmark) -> Figure | None:
     """The times of a single tree and of an ordinary layer by the number of neurons."""
     results = [result for result in harness.results if "depth" in result]
     if not results:

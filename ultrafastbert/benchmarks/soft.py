@@ -13,19 +13,21 @@ import torch
 
 from ultrafastbert import SoftFFF
 from ultrafastbert.benchmarks.harness import (
+    POSITIVE_INTEGERS,
     TOO_LARGE,
     Benchmark,
     Case,
     Contender,
     Ready,
-    Result,
+    backward_call,
     count_threads,
     digits,
+    forward_call,
     typical_error,
 )
 from ultrafastbert.layers import soft
 from ultrafastbert.utils.tables import markdown_table
-from ultrafastbert.utils.validation import NOT_EMPTY, check, check_fields, integer
+from ultrafastbert.utils.validation import check_fields, integer
 
 PEER = "fastfeedforward"
 MAX_WORK = 2**20
@@ -59,11 +61,8 @@ class SoftArguments:
     """Where soft.json and soft.md are written."""
 
     def __post_init__(self):
-        check_fields(self, NOT_EMPTY, "depths", "tokens")
+        check_fields(self, POSITIVE_INTEGERS, "depths", "tokens")
         check_fields(self, integer(1), "width", "leaf_size", "threads")
-        for name in ("depths", "tokens"):
-            for number in getattr(self, name):
-                check(name, number, integer(1))
 
 
 def benchmark(arguments: SoftArguments) -> None:
@@ -81,27 +80,30 @@ def benchmark(arguments: SoftArguments) -> None:
 
 def _contenders(arguments: SoftArguments, case: Case) -> list[Contender]:
     torch.manual_seed(0)
-    depth, mode = case["depth"], case["mode"]
+    depth, mode, names = case["depth"], case["mode"], CONTENDERS[case["mode"]]
     ours = SoftFFF(arguments.width, arguments.leaf_size, arguments.width, depth)
     torch.nn.init.zeros_(ours.leaf_bias_out)
     x = torch.randn(case["tokens"], arguments.width)
-    if mode == "route":
-        build = dict(zip(CONTENDERS[mode], (lambda: _route(ours, x, depth), lambda: _route(ours, x, 0)), strict=True))
-    else:
-        prepare = _training_step if mode == "training step" else _inference
-        layers = {"SoftFFF": lambda: ours, PEER: lambda: _peer_with_weights_of(ours)}
-        build = {name: lambda layer=layer: prepare(layer(), x) for name, layer in layers.items()}
+    grad = torch.randn_like(x)
+    # On a boundary, rounding decides which leaf a token takes.
+    ignored = 0.0 if mode == "training step" else 1e-3
+
+    def build(name: str) -> Callable[[], torch.Tensor]:
+        if mode == "route":
+            return _route(ours, x, depth if name == names[0] else 0)
+        layer = (_peer_with_weights_of(ours) if name == PEER else ours).train(mode == "training step")
+        if mode == "inference":
+            return forward_call(layer, x)
+        weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        return backward_call(layer, weights, x.clone().requires_grad_(), grad)
 
     def set_up(name: str) -> Ready:
-        call, expected = build[name](), build[CONTENDERS[mode][0]]()()
-        # On a boundary, rounding decides which leaf a token takes.
-        ignored = 0.0 if mode == "training step" else 1e-3
-        return Ready(call, lambda output: typical_error(output, expected, ignored))
+        expected = build(names[0])()
+        return Ready(build(name), lambda output: typical_error(output, expected, ignored))
 
     skip = TOO_LARGE if mode == "training step" and case["tokens"] * 4**depth > MAX_WORK else ""
-    return [
-        Contender(name, functools.partial(set_up, name), needs=[PEER][: name == PEER], skip=skip) for name in build
-    ]
+    needs = {PEER: [PEER]}
+    return [Contender(n, functools.partial(set_up, n), needs=needs.get(n, []), skip=skip) for n in names]
 
 
 def _peer_with_weights_of(ours: SoftFFF) -> torch.nn.Module:
@@ -117,25 +119,6 @@ def _peer_with_weights_of(ours: SoftFFF) -> torch.nn.Module:
         peer.w2s.copy_(ours.leaf_weight_out)
         peer.b2s.copy_(ours.leaf_bias_out)
     return peer
-
-
-def _inference(layer: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    layer.eval()
-
-    def call() -> torch.Tensor:
-        with torch.inference_mode():
-            return layer(x)
-
-    return call
-
-
-def _training_step(layer: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A call that computes the gradients of tokens and weights, and returns that of the tokens."""
-    layer.train()
-    x = x.clone().requires_grad_()
-    wanted = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
-    grad = torch.linspace(-1, 1, x.numel()).view_as(x)
-    return lambda: torch.autograd.grad(layer(x), wanted, grad)[0]
 
 
 def _route(layer: SoftFFF, x: torch.Tensor, all_nodes_depth: int) -> Callable[[], torch.Tensor]:
@@ -157,17 +140,15 @@ def _tables(arguments: SoftArguments, harness: Benchmark) -> list[str]:
         f" {arguments.leaf_size} -> {arguments.width}, node size 1. {harness.described()}"
     ]
     for mode, (first, second) in CONTENDERS.items():
-        rows = []
+        rows: list[list[str]] = []
         for depth in arguments.depths:
-            cases = [harness.select(depth=depth, tokens=tokens, mode=mode) for tokens in arguments.tokens]
-            rows.append([depth, f"{2**depth:,}", *(_cell(timed, first, second) for timed in cases)])
+            rows.append([str(depth), f"{2**depth:,}"])
+            for tokens in arguments.tokens:
+                times = [1e6 * r["median"] for r in harness.select(depth=depth, tokens=tokens, mode=mode).values()]
+                cell = (
+                    f"{digits(times[0])} / {digits(times[1])} ({times[1] / times[0]:.3g}x)" if len(times) == 2 else "–"
+                )
+                rows[-1].append(cell)
         parts.append(f"**{mode.capitalize()}**: {first} / {second}, and in brackets how many times faster {first} is")
         parts.append(markdown_table(["depth", "leaves", *(f"{n:,}" for n in arguments.tokens)], rows))
     return parts
-
-
-def _cell(timed: dict[str, Result], first: str, second: str) -> str:
-    if not {first, second} <= timed.keys():
-        return "–"
-    times = [1e6 * timed[name]["median"] for name in (first, second)]
-    return f"{digits(times[0])} / {digits(times[1])} ({times[1] / times[0]:.3g}x)"

@@ -12,12 +12,13 @@ import gc
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import transformers
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
+from matplotlib.figure import Figure
 
 from ultrafastbert import UltraFastBertConfig
 from ultrafastbert.benchmarks.harness import LISTED_ONCE, Benchmark, Case, Result, digits, draw_bars
@@ -28,9 +29,6 @@ from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.tables import markdown_table
 from ultrafastbert.utils.validation import Rule, check, check_fields, integer, one_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TOGETHER: Case = {"together": True}
 MODEL = Rule(
@@ -114,9 +112,7 @@ def benchmark(arguments: TrainingArguments) -> None:
 
 
 def _tables(arguments: TrainingArguments, harness: Benchmark) -> list[str]:
-    turns = (
-        "they took turns" if harness.results[0]["together"] else "each was timed alone, because memory is too small"
-    )
+    turns = "they took turns" if harness.results[0]["together"] else "each alone, because memory does not hold all"
     compiled = arguments.compile or (arguments.compile is None and arguments.device == "cuda")
     bf16 = uses_bf16(arguments.precision, torch.device(arguments.device))
     results = harness.select()
@@ -151,10 +147,10 @@ def _cells(result: Result | None, baseline: Result | None) -> list[str]:
     ]
 
 
-def _draw(harness: Benchmark) -> "Figure":
+def _draw(harness: Benchmark) -> Figure:
     """Bars of tokens per second, and of memory where it was measured."""
     results = harness.select()
-    panels = [{name: result["tokens_per_second"] / 1e3 for name, result in results.items()}]
-    if all(result["memory"] for result in results.values()):
-        panels.append({name: result["memory"] / 1e9 for name, result in results.items()})
+    speeds = {name: result["tokens_per_second"] / 1e3 for name, result in results.items()}
+    memory = {name: result["memory"] / 1e9 for name, result in results.items() if result["memory"]}
+    panels = [speeds, memory] if memory else [speeds]
     return draw_bars([panels], [["thousand tokens per second", "memory, GB"][: len(panels)]], "training steps")
