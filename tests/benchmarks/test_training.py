@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig
 
 from ultrafastbert import FFF
+from ultrafastbert.benchmarks.bert import build_config
 from ultrafastbert.benchmarks.training import TrainingArguments
 from ultrafastbert.benchmarks.training_contenders import Bert
 from ultrafastbert.cli import main
@@ -89,7 +90,7 @@ def test_mfu_is_the_fraction_of_the_peak(run, monkeypatch, tmp_path):
 def test_bert_has_the_loss_of_the_masked_positions():
     small = {"sequences": 2, "sequence_length": 6, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
     arguments = TrainingArguments(vocabulary=20, **small)
-    bert = Bert(arguments.build_config("1x0")).eval()
+    bert = Bert(build_config(arguments, "1x0", 6)).eval()
     tokens, labels = torch.randint(5, 20, (2, 2, 6))
     positions = torch.tensor([[0, 3], [5, 1]])
     labels[0, 3] = -100  # special, so not predicted

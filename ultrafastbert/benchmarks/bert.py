@@ -1,4 +1,4 @@
-"""transformers' BERT as a contender: its configuration, and its exports for ONNX Runtime and OpenVINO."""
+"""Configurations of our encoder and of transformers' BERT, and BERT's exports for ONNX Runtime and OpenVINO."""
 
 import warnings
 from collections.abc import Callable
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import BertConfig, BertModel
 
 from ultrafastbert import UltraFastBertConfig
+from ultrafastbert.pretraining.arguments import ModelArguments
 
 NAMES = ["input_ids", "attention_mask", "last_hidden_state"]
 FUSED = "fused.txt"
@@ -22,6 +24,19 @@ class Encoder(NamedTuple):
     call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # returns `(batch, seq, hidden)`
     weights: int  # the size of its tensors, or of the file that a runtime reads [bytes]
     note: str = ""
+
+
+def build_config(arguments: Any, size: str, length: int) -> UltraFastBertConfig:
+    """Our encoder with feedforward layers of this size for sequences of this length.
+
+    Raises:
+        ValueError: sizes in `arguments` that do not fit together.
+    """
+    sizes = {key: getattr(arguments, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    try:
+        return ModelArguments(fff=size, **sizes).build_config(arguments.vocabulary, length)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from None
 
 
 def bert_config(config: UltraFastBertConfig, **options: Any) -> BertConfig:

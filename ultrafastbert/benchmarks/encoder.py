@@ -14,10 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from ultrafastbert import UltraFastBertConfig
-from ultrafastbert.benchmarks.bert import Encoder
+from ultrafastbert.benchmarks.bert import Encoder, build_config
 from ultrafastbert.benchmarks.encoder_contenders import (
     CONTENDERS,
     encode_three_times,
@@ -31,7 +30,6 @@ from ultrafastbert.benchmarks.encoder_contenders import (
 from ultrafastbert.benchmarks.encoder_tables import draw, tables
 from ultrafastbert.benchmarks.harness import LISTED_ONCE, POSITIVE_INTEGERS, Benchmark, Case, Contender, Ready, missing
 from ultrafastbert.benchmarks.process_memory import process_memory
-from ultrafastbert.pretraining.arguments import ModelArguments
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.sizes import TreeSize
 from ultrafastbert.utils.validation import Rule, check, check_fields, integer, one_of
@@ -82,16 +80,12 @@ class EncoderArguments:
         check_fields(self, POSITIVE_INTEGERS, "threads")
         check("vocabulary", self.vocabulary, integer(2))
         TreeSize.parse(self.size)
-        try:
-            self.build_config()
-        except StrictDataclassError as error:
-            raise ValueError(str(error)) from None
+        self.build_config()
 
     def build_config(self) -> UltraFastBertConfig:
         """The configuration of our encoder."""
         lengths = [int(workload.split("x")[1]) for workload in self.workloads if workload != "mixed"]
-        model = ModelArguments(self.size, self.hidden_size, self.num_hidden_layers, self.num_attention_heads)
-        return model.build_config(self.vocabulary, max([512, *lengths]))
+        return build_config(self, self.size, max([512, *lengths]))
 
 
 def benchmark(arguments: EncoderArguments) -> None:

@@ -25,6 +25,7 @@ MAX_GATHERED_BYTES = 2**31
 """What `gather` may copy of the weights for one level; cases above are skipped."""
 MAX_NEURONS = {"cpu": 2**24, "cuda": 2**32}
 """Neurons times tokens, for backends that compute all neurons; cases above are skipped."""
+Layer = Callable[[torch.Tensor], torch.Tensor]
 COMPARED = 16
 """The number of tokens whose outputs are compared with the reference."""
 
@@ -89,7 +90,7 @@ def contenders(arguments: "LayerArguments", case: Case) -> list[Contender]:
             reference.load_state_dict(layer.state_dict())
             first = x[:COMPARED].detach().float().requires_grad_(arguments.backward)
             expected = call(reference, [], first, grad[:COMPARED].float())()
-            function: Callable[[torch.Tensor], torch.Tensor] = layer
+            function: Layer = layer
             if compiled:
                 # Layers of one class share their code, which PyTorch would stop compiling after a few of them.
                 torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096

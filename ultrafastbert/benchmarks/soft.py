@@ -1,7 +1,6 @@
-"""Times SoftFFF against the layer of pip's `fastfeedforward`, with equal weights.
+"""Times SoftFFF against the layer of pip's `fastfeedforward`, and the two ways to find a token's leaf.
 
-The output biases of leaves are zero, because inference in fastfeedforward 0.2.1 ignores them. A second table times the
-two ways to find a token's leaf, between which `SoftFFF` chooses by its depth.
+Weights are equal; output biases of leaves are zero, because inference in fastfeedforward 0.2.1 ignores them.
 """
 
 import functools
@@ -31,8 +30,8 @@ from ultrafastbert.utils.validation import check_fields, integer
 
 PEER = "fastfeedforward"
 MAX_WORK = 2**20
-"""Tokens times the square of the number of leaves, in a training step; cases above are skipped. The time of the peer's
-backward pass is proportional to it, because each leaf writes its outputs into one tensor of all leaves."""
+"""Tokens times the square of the number of leaves in a training step, which the peer's time grows with. Cases above are
+skipped."""
 CONTENDERS = {
     "inference": ("SoftFFF", PEER),
     "training step": ("SoftFFF", PEER),
@@ -102,8 +101,8 @@ def _contenders(arguments: SoftArguments, case: Case) -> list[Contender]:
         return Ready(build(name), lambda output: typical_error(output, expected, ignored))
 
     skip = TOO_LARGE if mode == "training step" and case["tokens"] * 4**depth > MAX_WORK else ""
-    needs = {PEER: [PEER]}
-    return [Contender(n, functools.partial(set_up, n), needs=needs.get(n, []), skip=skip) for n in names]
+    needs = {PEER: [PEER]}.get
+    return [Contender(name, functools.partial(set_up, name), needs=needs(name, []), skip=skip) for name in names]
 
 
 def _peer_with_weights_of(ours: SoftFFF) -> torch.nn.Module:
@@ -126,10 +125,9 @@ def _route(layer: SoftFFF, x: torch.Tensor, all_nodes_depth: int) -> Callable[[]
 
     def call() -> torch.Tensor:
         chosen, soft.ALL_NODES_DEPTH = soft.ALL_NODES_DEPTH, all_nodes_depth
-        try:
-            return layer.route(x)[:, 0].float()
-        finally:
-            soft.ALL_NODES_DEPTH = chosen
+        path = layer.route(x)[:, 0].float()
+        soft.ALL_NODES_DEPTH = chosen
+        return path
 
     return call
 
@@ -145,10 +143,8 @@ def _tables(arguments: SoftArguments, harness: Benchmark) -> list[str]:
             rows.append([str(depth), f"{2**depth:,}"])
             for tokens in arguments.tokens:
                 times = [1e6 * r["median"] for r in harness.select(depth=depth, tokens=tokens, mode=mode).values()]
-                cell = (
-                    f"{digits(times[0])} / {digits(times[1])} ({times[1] / times[0]:.3g}x)" if len(times) == 2 else "–"
-                )
-                rows[-1].append(cell)
+                ratio = f" ({times[1] / times[0]:.3g}x)" if len(times) == 2 else ""
+                rows[-1].append(" / ".join(map(digits, times)) + ratio or "–")
         parts.append(f"**{mode.capitalize()}**: {first} / {second}, and in brackets how many times faster {first} is")
         parts.append(markdown_table(["depth", "leaves", *(f"{n:,}" for n in arguments.tokens)], rows))
     return parts

@@ -17,14 +17,12 @@ from typing import Literal
 import torch
 import transformers
 from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
 from matplotlib.figure import Figure
 
-from ultrafastbert import UltraFastBertConfig
+from ultrafastbert.benchmarks.bert import build_config
 from ultrafastbert.benchmarks.harness import LISTED_ONCE, Benchmark, Case, Result, digits, draw_bars
 from ultrafastbert.benchmarks.training_contenders import SPECIAL, contender
 from ultrafastbert.ops import BACKENDS
-from ultrafastbert.pretraining.arguments import ModelArguments
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.tables import markdown_table
@@ -76,15 +74,7 @@ class TrainingArguments:
         check("baseline", self.baseline, one_of(*self.models))
         check_fields(self, integer(1), "sequences", "sequence_length")
         check("vocabulary", self.vocabulary, integer(len(SPECIAL) + 1))
-        try:
-            self.build_config("1x0")
-        except StrictDataclassError as error:
-            raise ValueError(str(error)) from None
-
-    def build_config(self, size: str) -> UltraFastBertConfig:
-        """The configuration of our model with feedforward layers of this size."""
-        model = ModelArguments(size, self.hidden_size, self.num_hidden_layers, self.num_attention_heads)
-        return model.build_config(self.vocabulary, self.sequence_length)
+        build_config(self, "1x0", self.sequence_length)
 
 
 def benchmark(arguments: TrainingArguments) -> None:

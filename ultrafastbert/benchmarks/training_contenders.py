@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM
-from ultrafastbert.benchmarks.bert import bert_config
+from ultrafastbert.benchmarks.bert import bert_config, build_config
 from ultrafastbert.benchmarks.harness import Contender, Ready
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.batches import RowOrder
@@ -49,9 +49,9 @@ def _build_model(
     """The model, with the same weights each time; `backend` overrides the one in its name."""
     set_seed(0)
     if name == "bert":
-        return Bert(arguments.build_config("1x0"))
+        return Bert(build_config(arguments, "1x0", arguments.sequence_length))
     size, named = (name, "") if name.startswith("dense-") else name.partition("-")[::2]
-    model = UltraFastBertForMaskedLM(arguments.build_config(size))
+    model = UltraFastBertForMaskedLM(build_config(arguments, size, arguments.sequence_length))
     for module in model.modules():
         if isinstance(module, FFF):
             module.backend = backend or named or None
