@@ -114,12 +114,12 @@ class Steps:
         """What is recorded beside the times.
 
         Raises:
-            UserError: a step made no update, which takes less time than one that does.
+            UserError: a step did not update the weights, which takes less time than one that does.
         """
         loss, norm = self.worst.tolist()
         if not np.isfinite([loss, norm]).all():
             raise UserError(
-                f"{self.name}: the loss grew to {loss}, the gradient norm to {norm}; steps without an update are not"
+                f"{self.name}: the loss grew to {loss}, the gradient norm to {norm}; steps that do not update the weights are not"
                 " timed"
             )
         sequences, length = self.arguments.sequences, self.arguments.sequence_length
