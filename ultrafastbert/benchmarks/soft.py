@@ -30,8 +30,8 @@ from ultrafastbert.utils.validation import check_fields, integer
 
 PEER = "fastfeedforward"
 MAX_WORK = 2**20
-"""Tokens times the square of the number of leaves in a training step, which the peer's time grows with. Cases above are
-skipped."""
+"""Tokens times the square of the number of leaves, with which the time of the peer's training steps grows. Training
+steps in cases above are skipped."""
 CONTENDERS = {
     "inference": ("SoftFFF", PEER),
     "training step": ("SoftFFF", PEER),

@@ -119,8 +119,8 @@ class Steps:
         loss, norm = self.worst.tolist()
         if not np.isfinite([loss, norm]).all():
             raise UserError(
-                f"{self.name}: the loss grew to {loss}, the gradient norm to {norm}; steps that do not update the weights are not"
-                " timed"
+                f"{self.name}: the loss grew to {loss}, the gradient norm to {norm}; steps that do not update the"
+                " weights are not timed"
             )
         sequences, length = self.arguments.sequences, self.arguments.sequence_length
         flops = training_flops(self.model.config, sequences, length, masks_per_row(length, self.probability))
