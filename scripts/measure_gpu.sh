@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks the kernels on the first GPU, then measures all that docs/benchmarks/gpu.md has a row for:
+# Tests the kernels on the first GPU, then measures all rows of docs/benchmarks/gpu.md:
 #   bash scripts/measure_gpu.sh [OUT]
-# What is measured already, its JSON in OUT, is not measured again, so a run that was stopped goes on.
+# Benchmarks whose JSON is in OUT are complete and are not measured again; an interrupted one resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -13,7 +13,7 @@ layer() {
   [ -e "$out/$name/layer.json" ] || python -m ultrafastbert benchmark layer --device cuda --output_dir "$out/$name" "$@"
 }
 
-python -m pytest -q -o addopts= tests/ops/test_blocked_on_gpu.py  # what is wrong is not worth measuring
+python -m pytest -q -o addopts= tests/ops/test_blocked_on_gpu.py  # before anything is measured
 
 wide=(--sizes '[1x11,1x12,1x13,1x14,1x15]' --tokens '[65536]' --depths '[]')
 one=(--sizes '[1x11]' --depths '[]')

@@ -8,7 +8,9 @@ import torch
 from transformers import BertConfig
 
 from ultrafastbert import FFF
-from ultrafastbert.benchmarks import training as training_benchmark
+from ultrafastbert.benchmarks.bert import build_config
+from ultrafastbert.benchmarks.training import TrainingArguments
+from ultrafastbert.benchmarks.training_contenders import Bert
 from ultrafastbert.cli import main
 from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.utils import hardware
@@ -20,7 +22,7 @@ MODELS = ["dense-24", "1x3", "1x7-blocked", "bert"]
 def run(tmp_path, monkeypatch):
     def run(*options):
         small = ["--num_hidden_layers=2", "--hidden_size=16", "--num_attention_heads=2", "--vocabulary=50"]
-        small += ["--rows=3", "--sequence_length=8", "--seconds=0", "--device=cpu", "--baseline=dense-24"]
+        small += ["--sequences=3", "--sequence_length=8", "--seconds=0", "--device=cpu", "--baseline=dense-24"]
         small += [f"--models=[{','.join(MODELS)}]", f"--output_dir={tmp_path}"]
         main("benchmark", ["training", *small, *options])
         return json.loads((tmp_path / "training.json").read_text())
@@ -36,10 +38,11 @@ def rows_of(path):
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_models_take_turns_and_are_compared(run, tmp_path, precision, capsys):
     result = run(f"--precision={precision}")
-    rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == MODELS and result["together"] and result["bf16"] == (precision == "bf16")
+    rows = {row["name"]: row for row in result["results"]}
+    assert list(rows) == MODELS and result["cases"] == [{"together": True}]
+    assert f", {'bf16' if precision == 'bf16' else 'fp32'}, not compiled" in (tmp_path / "training.md").read_text()
     for row in rows.values():
-        assert 0 < row["least"] <= row["median"] and row["steps"] >= 6
+        assert 0 < row["least"] <= row["median"] and row["calls"] >= 6
         assert row["tokens_per_second"] * row["median"] == pytest.approx(24)
         assert row["memory"] is None and row["mfu"] is None
     assert rows["1x3"]["parameters"] - rows["dense-24"]["parameters"] == 2 * (15 * (16 + 1 + 16) - 24 * 32)
@@ -65,15 +68,18 @@ def test_what_does_not_fit_together_is_timed_alone(run, tmp_path, monkeypatch, c
     monkeypatch.setattr(Accelerator, "prepare", take)
     monkeypatch.setattr(Accelerator, "free_memory", lambda self: (held.clear(), free(self)))
     result = run()
-    assert [row["name"] for row in result["rows"]] == ["dense-24", "bert"] and not result["together"]
-    assert rows_of(tmp_path / "training.md")["1x3"][3] == "out of memory"
+    assert [row["name"] for row in result["results"]] == ["dense-24", "bert"] and {"together": True} not in result[
+        "cases"
+    ]
+    assert rows_of(tmp_path / "training.md")["1x3"] == ["–"] * 5
     text = (tmp_path / "training.md").read_text()
+    assert "Not timed (out of memory): 1x3, 1x7-blocked." in text
     assert "alone" in text and "1x3 is not timed" in capsys.readouterr().err
 
 
-def test_mfu_is_the_share_of_the_peak(run, monkeypatch, tmp_path):
+def test_mfu_is_the_fraction_of_the_peak(run, monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "PEAKS", {hardware.processor(): hardware.Peak(1.0, {torch.float32: 1e15})})
-    rows = {row["name"]: row for row in run()["rows"]}
+    rows = {row["name"]: row for row in run()["results"]}
     for name, neurons in zip(MODELS, (24, 4, 8, 64), strict=True):
         config = BertConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=neurons, vocab_size=50)
         flops = training_flops(config, sequences=3, sequence_length=8, masked=2)
@@ -82,12 +88,12 @@ def test_mfu_is_the_share_of_the_peak(run, monkeypatch, tmp_path):
 
 
 def test_bert_has_the_loss_of_the_masked_positions():
-    script = vars(training_benchmark)
-    small = {"rows": 2, "sequence_length": 6, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
-    bert = script["Bert"](script["TrainingArguments"](vocabulary=20, **small)).eval()
+    small = {"sequences": 2, "sequence_length": 6, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
+    arguments = TrainingArguments(vocabulary=20, **small)
+    bert = Bert(build_config(arguments, "1x0", 6)).eval()
     tokens, labels = torch.randint(5, 20, (2, 2, 6))
     positions = torch.tensor([[0, 3], [5, 1]])
-    labels[0, 3] = -100  # special, so not to be learnt
+    labels[0, 3] = -100  # special, so not predicted
     chosen = bert.bert(tokens).logits[[0, 1, 1], [0, 5, 1]]
     expected = torch.nn.functional.cross_entropy(chosen, labels[[0, 1, 1], [0, 5, 1]])
     torch.testing.assert_close(bert(input_ids=tokens, labels=labels, masked_positions=positions).loss, expected)
@@ -101,7 +107,7 @@ def test_bert_has_the_loss_of_the_masked_positions():
         (["--models=[1x3-fast]"], "1x3-fast"),
         (["--models=[bert,bert]"], "each once"),
         (["--baseline=1x11"], "baseline"),
-        (["--rows=0"], "rows"),
+        (["--sequences=0"], "sequences"),
         (["--vocabulary=5"], "vocabulary"),
         (["--num_attention_heads=3"], "num_attention_heads"),
     ],
@@ -109,4 +115,4 @@ def test_bert_has_the_loss_of_the_masked_positions():
 def test_wrong_options_are_named(run, options, named, capsys):
     with pytest.raises(SystemExit) as raised:
         run(*options)
-    assert raised.value.code == 1 and named in capsys.readouterr().err
+    assert raised.value.code == 2 and named in capsys.readouterr().err

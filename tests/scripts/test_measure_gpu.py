@@ -1,4 +1,4 @@
-"""The command that measures all of docs/benchmarks/gpu.md knows the benchmarks, and goes on where it stopped."""
+"""The script that measures all rows of docs/benchmarks/gpu.md uses valid options, and resumes."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ CLASSES = {"layer": LayerArguments, "training": TrainingArguments}
 
 @pytest.fixture
 def measure(tmp_path):
-    """Runs the command with a `python` that writes down how it was called and leaves an empty result."""
+    """Runs the script with a `python` that records its arguments and writes an empty result."""
     log, bin = tmp_path / "calls", tmp_path / "bin"
     bin.mkdir()
     fake = bin / "python"
@@ -48,15 +48,15 @@ def arguments(call):
     return parse_arguments(CLASSES[name], options)
 
 
-def test_every_benchmark_knows_its_options_and_writes_where_the_page_says(measure):
-    made = [arguments(call) for call in measure()]
-    assert all(options.device == "cuda" for options in made)
-    names = [Path(options.output_dir).name for options in made]
+def test_options_are_valid_and_output_directories_are_those_on_the_page(measure):
+    commands = [arguments(call) for call in measure()]
+    assert all(options.device == "cuda" for options in commands)
+    names = [Path(options.output_dir).name for options in commands]
     page = (ROOT / "docs" / "benchmarks" / "gpu.md").read_text()
     assert len(set(names)) == 8 and all(f"`{name}`" in page for name in names)
 
 
-def test_what_is_complete_is_not_measured_again(measure, tmp_path):
+def test_complete_benchmarks_are_not_measured_again(measure, tmp_path):
     first = measure()
     assert measure() == []
     (tmp_path / "gpu" / "one-path" / "layer.json").unlink()

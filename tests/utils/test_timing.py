@@ -1,4 +1,4 @@
-"""Contenders take turns, and what is counted is what was called."""
+"""Contenders take turns, and the right calls are counted."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ultrafastbert.utils.timing import take_turns
 
 @pytest.mark.parametrize("burst", [1, 4])
 def test_contenders_take_turns(monkeypatch, burst):
-    """With a clock that calls move by 10 ms (a) and 20 ms (b)."""
+    """With a clock that calls advance by 10 ms (a) and 20 ms (b)."""
     clock, called = [0.0], []
     monkeypatch.setattr("ultrafastbert.utils.timing.time.perf_counter", lambda: clock[0])
 
@@ -28,8 +28,8 @@ def test_contenders_take_turns(monkeypatch, burst):
     assert all(0.5 <= sum(values) + 1e-9 < 0.6 for values in times.values())
 
 
-def test_on_a_gpu_the_device_is_asked_and_waited_for_once_a_burst(monkeypatch):
-    """With a device whose clock calls move by 10 ms, and of whose events nothing is known before it is waited for."""
+def test_on_a_gpu_the_host_waits_for_the_device_once_per_burst(monkeypatch):
+    """With a device whose clock calls advance by 10 ms, and whose events have no times before the host has waited."""
     clock, waited = [0.0], []
 
     class Event:

@@ -1,4 +1,4 @@
-"""Times of calls that are to be compared: contenders take turns, so that a noisy machine hits all of them alike."""
+"""Times of calls in comparison: contenders take turns, so that other load on the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 TURNS = 3
-"""The least that everyone gets."""
+"""The least number of turns of each contender."""
 
 
 def take_turns(
@@ -14,18 +14,18 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Times of each contender's calls, in seconds.
 
-    A turn is a short burst of calls. The first, which finds another contender's weights in cache, is not counted, and
-    neither are two calls before all turns, in which a contender builds, compiles and allocates.
+    A turn is a burst of calls. Its first call, which starts with another contender's weights in the cache, is not
+    counted, and neither are two calls before all turns, in which a contender builds, compiles and allocates.
 
-    On `cuda` a call is timed by a pair of events around it, and the host waits for them once a burst. The device's own
-    clock leaves out how long the host takes to notice, and because the host may run ahead, as it does in training,
-    what it takes to launch a call counts only where the device has to wait for it.
+    On `cuda` a call is timed by a pair of events, and the host waits for them once per burst. The device's clock does
+    not include the time after which the host notices the end. Since the host may run ahead, as in training, the cost
+    of a launch counts only where the device has to wait for it.
 
     Args:
         calls: what is timed, by name.
-        seconds: how long each contender is timed; those that are done leave the others to it. Everyone gets at least
-            three turns.
-        burst: least number of counted calls of a turn; where they are short there are more, for about 20 ms.
+        seconds: how long each contender is timed. Each gets at least three turns, and no further ones when its time
+            is over.
+        burst: least number of counted calls in a turn; of short calls there are more, for about 20 ms.
         device: where the calls run, `cpu` or `cuda`.
     """
     timed = _timed_on_gpu if torch.device(device).type == "cuda" else _timed
@@ -33,7 +33,7 @@ def take_turns(
     for name, call in calls.items():
         call()
         bursts[name] = max(burst, min(1000, round(0.02 / timed(call, 1)[0])))
-    times = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     turn = 0
     while turn < TURNS or min(spent.values()) < seconds:

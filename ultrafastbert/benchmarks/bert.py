@@ -1,0 +1,130 @@
+"""Configurations of our encoder and of transformers' BERT, and BERT's exports for ONNX Runtime and OpenVINO."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from ultrafastbert import UltraFastBertConfig
+from ultrafastbert.pretraining.arguments import ModelArguments
+
+NAMES = ["input_ids", "attention_mask", "last_hidden_state"]
+FUSED = "fused.txt"
+"""The file that states how many attention layers were fused."""
+
+
+class Encoder(NamedTuple):
+    """A loaded encoder; `call` takes tokens and mask, both `(batch, seq)` int64."""
+
+    call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # returns `(batch, seq, hidden)`
+    weights: int  # the size of its tensors, or of the file that a runtime reads [bytes]
+    note: str = ""
+
+
+def build_config(arguments: Any, size: str, length: int) -> UltraFastBertConfig:
+    """Our encoder with feedforward layers of this size for sequences of this length.
+
+    Raises:
+        ValueError: sizes in `arguments` that do not fit together.
+    """
+    sizes = {key: getattr(arguments, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    try:
+        return ModelArguments(fff=size, **sizes).build_config(arguments.vocabulary, length)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from None
+
+
+def bert_config(config: UltraFastBertConfig, **options: Any) -> BertConfig:
+    """BERT in the sizes of our model, with feedforward layers of four times its width."""
+    return BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=4 * config.hidden_size,
+        max_position_embeddings=config.max_position_embeddings,
+        **options,
+    )
+
+
+class LastHiddenState(nn.Module):
+    """The graph that is exported: tokens and mask in, hidden states out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Both `(batch, seq)` int64 -> `(batch, seq, hidden)`."""
+        return self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def export(directory: Path) -> None:
+    """Writes bert.onnx, with the exporter and the attention whose nodes ONNX Runtime can fuse."""
+    model = BertModel.from_pretrained(directory / "bert", attn_implementation="eager", add_pooling_layer=False)
+    tokens = torch.ones(2, 8, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing; the harness compares the outputs
+        torch.onnx.export(
+            LastHiddenState(model.eval()),
+            (tokens, tokens),
+            directory / "bert.onnx",
+            dynamo=False,
+            input_names=NAMES[:2],
+            output_names=NAMES[2:],
+            dynamic_axes={name: {0: "batch", 1: "tokens"} for name in NAMES},
+        )
+
+
+def fuse(directory: Path, heads: int, hidden_size: int, layers: int) -> None:
+    """Writes onnxruntime-float32.onnx, and onnxruntime-int8.onnx whose matrices are dynamically quantized."""
+    import onnx  # pyright: ignore[reportMissingImports]
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore[reportMissingImports]
+    from onnxruntime.transformers import optimizer  # pyright: ignore[reportMissingImports]
+
+    source, path = str(directory / "bert.onnx"), directory / "onnxruntime-float32.onnx"
+    sizes = {"num_heads": heads, "hidden_size": hidden_size}
+    model = optimizer.optimize_model(source, model_type="bert", opt_level=0, **sizes)
+    model.save_model_to_file(str(path))
+    float_type = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    target = directory / "onnxruntime-int8.onnx"
+    quantize_dynamic(path, target, weight_type=QuantType.QInt8, extra_options=float_type)
+    fused = model.get_fused_operator_statistics()["Attention"]
+    (directory / FUSED).write_text(f"{fused} of {layers} attention layers fused", encoding="utf-8")
+
+
+def load_onnxruntime(path: Path, threads: int) -> Encoder:
+    """A model of ONNX Runtime."""
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin after a call would slow down the contender whose turn is next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def call(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        (output,) = session.run(None, {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})
+        return torch.from_numpy(output)
+
+    return Encoder(call, path.stat().st_size, (path.parent / FUSED).read_text(encoding="utf-8"))
+
+
+def load_openvino(path: Path, threads: int) -> Encoder:
+    """A model of OpenVINO, in the precision that it chooses."""
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+
+    def call(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        outputs = compiled({"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})
+        return torch.from_numpy(outputs[compiled.output(0)])
+
+    return Encoder(call, path.stat().st_size, f"computes in {precision}; weights are those of the file")

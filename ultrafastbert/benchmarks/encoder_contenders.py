@@ -1,0 +1,136 @@
+"""The encoders that the benchmark of encoders times, loaded from files as a user loads them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from torch import nn
+from transformers import BertModel
+
+from ultrafastbert import UltraFastBertConfig, UltraFastBertModel, optimize_for_inference
+from ultrafastbert.benchmarks import bert
+
+if TYPE_CHECKING:
+    from ultrafastbert.benchmarks.encoder import EncoderArguments
+
+OPTIMIZED = {"float32": ("float32", False), "bfloat16": ("bfloat16", False), "int8": ("bfloat16", True)}
+"""`dtype` and `int8` of `optimize_for_inference`, by what follows `optimized-`."""
+CONTENDERS = [
+    "ultrafastbert-float32",
+    "ultrafastbert-bfloat16",
+    "ultrafastbert_compiled-bfloat16",
+    *(f"optimized-{name}" for name in OPTIMIZED),
+    "bert-float32",
+    "bert-bfloat16",
+    "bert_compiled-bfloat16",
+    "onnxruntime-float32",
+    "onnxruntime-int8",
+    "openvino",
+]
+OURS, PEERS = ("ultrafastbert", "optimized"), ("onnxruntime", "openvino")
+SEQUENCES, SHORTEST, LONGEST = 16, 8, 128
+"""The workload of mixed lengths: its sequences, and the tokens they may have."""
+
+
+def needs(name: str) -> list[str]:
+    """The optional packages that a contender needs."""
+    family = name.partition("-")[0]
+    return ["onnx", family] if family in PEERS else []
+
+
+def original(name: str) -> str:
+    """The model that a contender computes, `ultrafastbert` or `bert`."""
+    return "ultrafastbert" if name.startswith(OURS) else "bert"
+
+
+def inputs(workload: str, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and mask of a workload, `(batch, seq)` int64, the same each time."""
+    if workload == "mixed":
+        lengths = mixed_lengths()
+    else:
+        sequences, length = map(int, workload.split("x"))
+        lengths = torch.full((sequences,), length)
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    tokens = torch.randint(1, vocabulary, mask.shape, generator=torch.Generator().manual_seed(0))
+    return tokens * mask, mask
+
+
+def mixed_lengths() -> torch.Tensor:
+    """Tokens of the sequences of the mixed workload: short ones are frequent, the mean is about 45."""
+    more = torch.empty(SEQUENCES).exponential_(1 / 40, generator=torch.Generator().manual_seed(0))
+    return (SHORTEST + more.long()).clamp(max=LONGEST)
+
+
+def prepare(
+    arguments: "EncoderArguments", config: UltraFastBertConfig, names: Sequence[str], directory: Path
+) -> dict[tuple[str, str], torch.Tensor]:
+    """Writes the files that contenders are loaded from.
+
+    Returns:
+        the outputs of the originals in float32, by original and workload.
+    """
+    torch.manual_seed(0)
+    references = {}
+    for name in dict.fromkeys(map(original, names)):
+        ours = name == "ultrafastbert"
+        model = UltraFastBertModel(config) if ours else BertModel(bert.bert_config(config), add_pooling_layer=False)
+        model.eval().save_pretrained(directory / name)
+        for workload in arguments.workloads:
+            tokens, mask = inputs(workload, arguments.vocabulary)
+            with torch.inference_mode():
+                references[name, workload] = model(tokens, attention_mask=mask).last_hidden_state
+    if any(name.startswith(PEERS) for name in names):
+        bert.export(directory)
+    if any(name.startswith("onnxruntime") for name in names):
+        bert.fuse(directory, config.num_attention_heads, config.hidden_size, config.num_hidden_layers)
+    return references
+
+
+def load(name: str, directory: Path, threads: int) -> bert.Encoder:
+    """A contender, from the files that `prepare` wrote."""
+    family, _, dtype = name.partition("-")
+    if family == "onnxruntime":
+        return bert.load_onnxruntime(directory / f"{name}.onnx", threads)
+    if family == "openvino":
+        return bert.load_openvino(directory / "bert.onnx", threads)
+    if family == "optimized":
+        weights, int8 = OPTIMIZED[dtype]
+        model = UltraFastBertModel.from_pretrained(directory / "ultrafastbert")
+        model = optimize_for_inference(model, dtype=weights, int8=int8, verbose=False)
+        return _wrap(model, "; ".join(model.optimizations))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if original(name) == "bert":
+        model = BertModel.from_pretrained(directory / "bert", dtype=dtype, add_pooling_layer=False)
+    else:
+        model = UltraFastBertModel.from_pretrained(directory / "ultrafastbert", dtype=dtype)
+    if not family.endswith("compiled"):
+        return _wrap(model)
+    model.compile(dynamic=False, options={"freezing": True})
+    return _wrap(model, "torch.compile(dynamic=False, options={'freezing': True})")
+
+
+def _wrap(model: nn.Module, note: str = "") -> bert.Encoder:
+    # Packed weights are attributes of modules, neither parameters nor buffers.
+    places = [place for m in model.modules() for place in (m._parameters, m._buffers, vars(m))]
+    tensors = {id(value): value for place in places for value in place.values() if isinstance(value, torch.Tensor)}
+    weights = sum(tensor.nbytes for tensor in tensors.values())
+    return bert.Encoder(lambda tokens, mask: model(tokens, attention_mask=mask).last_hidden_state, weights, note)
+
+
+def quieten() -> None:
+    """Turns off progress bars and warnings of libraries."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def encode_three_times(name: str, directory: Path, threads: int, vocabulary: int) -> bert.Encoder:
+    """Loads a contender in a new process, and encodes 8x128 three times."""
+    quieten()
+    torch.set_num_threads(threads)
+    encoder = load(name, directory, threads)
+    with torch.inference_mode():
+        for _ in range(3):
+            encoder.call(*inputs("8x128", vocabulary))
+    return encoder
