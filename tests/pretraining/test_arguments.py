@@ -52,7 +52,7 @@ def test_every_recipe_is_complete(config):
         (["--train.max_steps", "5", "--seed", "-1"], "seed is -1"),
         (["--train.max_steps", "5", "--train.lr_peak", "2"], "train.lr_peak is 2.0; it should be from 0 to 1"),
         (["--train.max_steps", "5", "--model.fff", "1x31"], "depth at most 30"),
-        (["--train.max_steps", "5", "--output_dir", ""], "output_dir is ''; it should be not empty"),
+        (["--train.max_steps", "5", "--output_dir", ""], "output_dir is ''; it should be a non-empty value"),
     ],
 )
 def test_wrong_options_are_named(argv, message, capsys):

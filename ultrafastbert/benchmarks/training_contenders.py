@@ -1,6 +1,5 @@
 """The models that the benchmark of training steps trains, each as pretraining trains it."""
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +14,10 @@ from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM
 from ultrafastbert.benchmarks.bert import bert_config, build_config
 from ultrafastbert.benchmarks.harness import Contender, Ready
 from ultrafastbert.pretraining.arguments import TrainArguments
-from ultrafastbert.pretraining.data.batches import RowOrder
-from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker, masks_per_row
+from ultrafastbert.pretraining.data.batches import SequenceOrder
+from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker, masks_per_sequence
 from ultrafastbert.pretraining.flops import training_flops
-from ultrafastbert.pretraining.step import masked_loss, prepare_training, to_device, update
+from ultrafastbert.pretraining.step import TrainingStep, to_device
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.hardware import utilization
@@ -65,10 +64,10 @@ class Steps:
         # With a low rate the loss stays finite: from random tokens nothing can be learned.
         train = TrainArguments(max_steps=1, lr=1e-5, precision=arguments.precision, compile=arguments.compile)
         self.name, self.arguments, self.accelerator = name, arguments, accelerator
-        self.probability, self.max_grad_norm = train.mask_probability, train.max_grad_norm
+        self.probability, self.lr = train.mask_probability, train.lr
         shape = (max(1024, arguments.sequences), arguments.sequence_length)
         tokens = np.random.default_rng(0).integers(len(SPECIAL), arguments.vocabulary, shape, dtype=np.uint32)
-        self.order, device = RowOrder(tokens, seed=0), accelerator.device
+        self.order, device = SequenceOrder(tokens, seed=0), accelerator.device
         self.masker = Masker(self.probability, arguments.vocabulary, SPECIAL, seed=0, device=device)
         self.place, self.worst = 0, torch.zeros(2, device=device)  # worst: loss and gradient norm
         self.expected = self._reference()
@@ -77,7 +76,7 @@ class Steps:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if on_gpu else 0
         self.model = _build_model(name, arguments).to(device)
-        self.wrapped_model, self.optimizer, self.autocast = prepare_training(self.model, train, accelerator)
+        self.training = TrainingStep(self.model, train, accelerator)
         self.first = self.step()
         self.step()  # with the state that the optimizer allocated in the first step
         self.memory = torch.cuda.max_memory_allocated() - before if on_gpu else None
@@ -92,16 +91,14 @@ class Steps:
         batch, count = self._batch(), self.arguments.sequences
         loss = torch.zeros((), device=self.accelerator.device)
         for i in range(count):
-            part = masked_loss(model, MaskedBatch(*(tensor[i : i + 1] for tensor in batch)), contextlib.nullcontext)
-            (part / count).backward()
-            loss += part.detach() / count
+            part = model(**{name: tensor[i : i + 1] for name, tensor in batch._asdict().items()}).loss / count
+            part.backward()
+            loss += part.detach()
         return torch.stack([loss, nn.utils.clip_grad_norm_(model.parameters(), torch.inf)])
 
     def step(self) -> torch.Tensor:
         """A step on the next micro-batch; returns its loss and gradient norm."""
-        loss = masked_loss(self.wrapped_model, self._batch(), self.autocast)
-        self.accelerator.backward(loss)
-        values = update(self.model, self.optimizer, loss.detach(), self.max_grad_norm, self.accelerator)
+        values = self.training.update(self.training.accumulate(self._batch()), self.lr)
         self.worst = torch.maximum(self.worst, values.where(values.isfinite(), torch.inf))
         self.place += self.arguments.sequences
         return values
@@ -123,7 +120,7 @@ class Steps:
                 " weights are not timed"
             )
         sequences, length = self.arguments.sequences, self.arguments.sequence_length
-        flops = training_flops(self.model.config, sequences, length, masks_per_row(length, self.probability))
+        flops = training_flops(self.model.config, sequences, length, masks_per_sequence(length, self.probability))
         device = self.accelerator.device
         dtype = torch.bfloat16 if uses_bf16(self.arguments.precision, device) else torch.float32
         return {

@@ -21,7 +21,7 @@ NOT_NEGATIVE = Rule(lambda value: 0 <= value < float("inf"), "a finite number, a
 FRACTION = Rule(lambda value: 0 <= value <= 1, "from 0 to 1")
 PROPER_FRACTION = Rule(lambda value: 0 < value < 1, "greater than 0 and less than 1")
 BETAS = Rule(lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)")
-NOT_EMPTY = Rule(bool, "not empty")
+NOT_EMPTY = Rule(bool, "a non-empty value")
 
 
 def at_least(least: float) -> Rule:

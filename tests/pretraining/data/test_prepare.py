@@ -261,7 +261,7 @@ def test_the_command_reports_errors_in_one_line(tmp_path, cache):
         ({"max_tokens_per_character": 0}, "max_tokens_per_character is 0; it should be greater than 0"),
         ({"order": "random"}, "order is 'random'; it should be one of source, prevalence"),
         ({"sample_by": "word"}, "sample_by is 'word'; it should be one of line, paragraph"),
-        ({"source": []}, r"source is \[\]; it should be not empty"),
+        ({"source": []}, r"source is \[\]; it should be a non-empty value"),
     ],
 )
 def test_wrong_options_are_named(options, message):
