@@ -25,7 +25,12 @@ class UltraFastBertConfig(PreTrainedConfig):
         hidden_size: width of the encoder; even, and a multiple of `num_attention_heads`.
         num_hidden_layers: number of transformer layers.
         num_attention_heads: number of attention heads of a layer.
-        max_position_embeddings: longest sequence, in tokens.
+        max_position_embeddings: length of the longest sequence, in tokens. With rotary positions longer sequences are
+            accepted, and this is only the length that tokenizers truncate to.
+        position_embedding: `"sinusoidal"` positions, added to the token embeddings (arXiv 1706.03762, section 3.5), or
+            `"rotary"` positions, which rotate queries and keys (arXiv 2104.09864).
+        rope_theta: base of the angles of rotary positions.
+        decoder_bias: whether the masked-LM decoder has a bias.
         feedforward: `"fff"` for fast feedforward trees, `"dense"` for an ordinary feedforward layer.
         fff_depth: number of levels of a tree below its root; a token uses `fff_depth + 1` of the tree's
             `2**(fff_depth + 1) - 1` neurons.
@@ -59,6 +64,9 @@ class UltraFastBertConfig(PreTrainedConfig):
     num_hidden_layers: int = 16
     num_attention_heads: int = 12
     max_position_embeddings: int = 128
+    position_embedding: Literal["sinusoidal", "rotary"] = "sinusoidal"
+    rope_theta: float | int = 10000.0
+    decoder_bias: bool = False
     feedforward: Literal["fff", "dense"] = "fff"
     fff_depth: int = 11
     fff_trees: int = 1
@@ -85,12 +93,18 @@ class UltraFastBertConfig(PreTrainedConfig):
         check_fields(self, at_least(0), "num_hidden_layers")
         check_fields(self, between(0, MAX_DEPTH), "fff_depth")
         check_fields(self, DROPOUT, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        check_fields(self, POSITIVE, "layer_norm_eps", "initializer_range")
+        check_fields(self, POSITIVE, "layer_norm_eps", "initializer_range", "rope_theta")
         check_fields(self, one_of(*sorted(ACT2FN)), "classifier_activation")
         check_fields(self, between(0, self.vocab_size - 1), "pad_token_id")
 
         heads = self.num_attention_heads
         multiple = Rule(lambda width: width % heads == 0, f"a multiple of num_attention_heads ({heads})")
         check("hidden_size", self.hidden_size, multiple)
+        if self.position_embedding == "rotary":
+            pairs = Rule(
+                lambda width: width // heads % 2 == 0,
+                f"a multiple of 2 * num_attention_heads ({2 * heads}), rotary pairs",
+            )
+            check("hidden_size", self.hidden_size, pairs)
         even = Rule(lambda width: width % 2 == 0, "even, because sinusoidal positions come in pairs")
         check("hidden_size", self.hidden_size, even)

@@ -66,17 +66,45 @@ def select_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | 
     raise ValueError("exactly one of input_ids and inputs_embeds should be given")
 
 
+def rotary_positions(position_ids: torch.Tensor, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The angles of rotary positions (arXiv 2104.09864, section 3.2.2), float32.
+
+    Args:
+        position_ids: `(...)` int64.
+        width: of a head.
+        theta: base of the angles.
+
+    Returns:
+        Cosines and sines, each `(..., width)`; the angle of pair i stands in columns i and width / 2 + i.
+    """
+    pairs = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device)
+    frequencies = torch.exp(pairs * (-math.log(theta) / width))  # (width / 2,)
+    angles = position_ids[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotates the pairs (i, width / 2 + i) of queries or keys `(..., width)`; computes in the dtype of `x`."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine.to(x.dtype) + torch.cat((-second, first), dim=-1) * sine.to(x.dtype)
+
+
 class UltraFastBertEmbeddings(nn.Module):
-    """Token embeddings plus sinusoidal positions times a learned scale, then norm and dropout."""
+    """Token embeddings, plus sinusoidal positions times a learned scale where they are used, then norm and dropout."""
 
     positions: torch.Tensor
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_scale = nn.Parameter(torch.full((1,), config.hidden_size**-0.5))
+        self.adds_positions = config.position_embedding == "sinusoidal"
+        if self.adds_positions:
+            self.position_scale = nn.Parameter(torch.full((1,), config.hidden_size**-0.5))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        if not self.adds_positions:
+            return
         table = sinusoids(config.max_position_embeddings, config.hidden_size)
         # Not saved: `_init_weights` recomputes it when a model is loaded on the meta device.
         self.register_buffer("positions", table.to(self.position_scale), persistent=False)
@@ -89,8 +117,10 @@ class UltraFastBertEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """`(batch, seq)` ids or `(batch, seq, hidden)` embeddings, `(batch or 1, seq)` -> `(batch, seq, hidden)`."""
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        positions = nn.functional.embedding(position_ids, self.positions)  # (batch or 1, seq, hidden)
-        return self.dropout(self.norm(embeddings + self.position_scale * positions))
+        if self.adds_positions:
+            positions = nn.functional.embedding(position_ids, self.positions)  # (batch or 1, seq, hidden)
+            embeddings = embeddings + self.position_scale * positions
+        return self.dropout(self.norm(embeddings))
 
 
 def eager_attention_forward(
@@ -147,11 +177,15 @@ class UltraFastBertAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(batch, seq, hidden)` -> the same, and the weights if the attention function returns them."""
         qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, head_dim)
+        if position_embeddings is not None:
+            cosine, sine = (table.unsqueeze(1) for table in position_embeddings)  # (batch or 1, 1, seq, head_dim)
+            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation,  # pyright: ignore[reportArgumentType]
@@ -201,10 +235,11 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
-        attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
+        attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, position_embeddings, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.feedforward(self.feedforward_norm(hidden_states)))
 
@@ -225,7 +260,7 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # linear layers, embeddings and norms
-        if isinstance(module, UltraFastBertEmbeddings):
+        if isinstance(module, UltraFastBertEmbeddings) and module.adds_positions:
             init.constant_(module.position_scale, self.config.hidden_size**-0.5)
             length, width = module.positions.shape
             init.copy_(module.positions, sinusoids(length, width))
@@ -269,8 +304,8 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             input_ids: `(batch, seq)` int64.
             attention_mask: `(batch, seq)`, nonzero for real tokens and 0 for padding; None if there is no padding. A
                 4-D mask is passed to the attention function unchanged.
-            position_ids: `(batch or 1, seq)` int64, each less than `max_position_embeddings`. By default positions are
-                counted from the first real token of a sequence; masked tokens after it count too.
+            position_ids: `(batch or 1, seq)` int64; sinusoidal ones are less than `max_position_embeddings`. By
+                default positions count from the first real token of a sequence, masked tokens after it included.
             inputs_embeds: `(batch, seq, hidden)`, instead of `input_ids`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention function.
                 `token_type_ids` have no effect, because there are no segment embeddings.
@@ -280,8 +315,8 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             embeddings, then the output of each layer, the last one after the final norm.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or a position is not less than
-                `max_position_embeddings`.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or a sinusoidal position is not
+                less than `max_position_embeddings`.
         """
         inputs = select_inputs(input_ids, inputs_embeds)
         if position_ids is None:
@@ -290,26 +325,36 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             self._check_position_ids(position_ids)
 
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)
-        return BaseModelOutput(last_hidden_state=self.run_layers(hidden_states, attention_mask, **kwargs))
+        position_embeddings = None
+        if not self.embeddings.adds_positions:
+            head_dim = self.config.hidden_size // self.config.num_attention_heads
+            position_embeddings = rotary_positions(position_ids, head_dim, self.config.rope_theta)
+        hidden_states = self.run_layers(hidden_states, attention_mask, position_embeddings, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
     def run_layers(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The layers and the final norm, which `optimize_for_inference` replaces.
 
-        `(batch, seq, hidden)` and an attention mask as for `forward` -> `(batch, seq, hidden)`.
+        `(batch, seq, hidden)`, an attention mask as for `forward`, and for rotary positions their cosines and sines,
+        each `(batch or 1, seq, head_dim)` -> `(batch, seq, hidden)`.
         """
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
         return self.final_norm(hidden_states)
 
     def _default_position_ids(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """`(batch or 1, seq)` int64: positions counted from each sequence's first real token, 0 before it."""
         longest = self.config.max_position_embeddings
-        if inputs.shape[1] > longest:
+        if self.embeddings.adds_positions and inputs.shape[1] > longest:
             raise ValueError(
                 f"the sequences are {inputs.shape[1]} tokens long; max_position_embeddings is {longest}, "
                 "so they should be truncated to that length (truncation=True of the tokenizer)"
@@ -320,7 +365,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         return (columns - first_real_token(attention_mask).to(inputs.device)[:, None]).clamp(min=0)
 
     def _check_position_ids(self, position_ids: torch.Tensor) -> None:
-        if torch.compiler.is_compiling() or position_ids.numel() == 0:
+        if not self.embeddings.adds_positions or torch.compiler.is_compiling() or position_ids.numel() == 0:
             return
         lowest, highest = position_ids.aminmax()
         if lowest < 0 or highest >= self.config.max_position_embeddings:
@@ -338,7 +383,7 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
     def __init__(self, config: UltraFastBertConfig):
         super().__init__(config)
         self.model = UltraFastBertModel(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -31,7 +31,8 @@ HEADS = [
     UltraFastBertForTokenClassification,
     UltraFastBertForQuestionAnswering,
 ]
-FEEDFORWARD = [{"feedforward": "fff"}, {"feedforward": "dense"}]
+ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
+ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, ROTARY]
 
 
 def make(model_class=UltraFastBertModel, **options):
@@ -77,7 +78,7 @@ def hidden(model, **inputs):
 
 
 @needs_native
-@pytest.mark.parametrize("options", FEEDFORWARD, ids=["fff", "dense"])
+@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "dense", "rotary"])
 @pytest.mark.parametrize(
     "settings, most",
     [

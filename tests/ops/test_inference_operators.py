@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ultrafastbert.modeling_ultrafastbert import rotary_positions, rotate
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
@@ -177,3 +178,30 @@ def test_operators_pass_opcheck():
     torch.library.opcheck(operators.attention.default, arguments, test_utils=("test_schema", "test_faketensor"))
     arguments = normal(10, 48), None, torch.ones(48), torch.zeros(48), 1e-5, torch.bfloat16
     torch.library.opcheck(operators.add_norm.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (2, 6), (3, 16), (2, 34), (4, 64)])
+def test_rotate(heads, head_dim, dtype):
+    """Queries and keys turn as in the model, values stay; rounded once."""
+    torch.manual_seed(0)
+    cosine, sine = rotary_positions(torch.tensor([0, 5, 1, 90, 2]), head_dim, 10000.0)
+    qkv = torch.randn(5, 3 * heads * head_dim).to(dtype)
+    query, key, value = qkv.float().view(5, 3, heads, head_dim).unbind(1)
+    turned = [rotate(part, cosine[:, None], sine[:, None]) for part in (query, key)]
+    expected = torch.stack([*turned, value], dim=1).view(5, -1)
+    half = head_dim // 2
+    torch.ops.ultrafastbert.rotate_(qkv, cosine[:, :half], sine[:, :half], heads)
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    torch.testing.assert_close(qkv.float(), expected, atol=1e-6, rtol=rounding)
+
+
+def test_rotate_checks():
+    qkv, table = torch.zeros(2, 12), torch.zeros(2, 1)
+    torch.ops.ultrafastbert.rotate_(qkv, table, table, 2)
+    with pytest.raises(ValueError, match="qkv has shape"):
+        torch.ops.ultrafastbert.rotate_(torch.zeros(2, 9), table, table, 3)  # heads of width 1
+    with pytest.raises(ValueError, match="cosine and sine should be float32"):
+        torch.ops.ultrafastbert.rotate_(qkv, table, torch.zeros(3, 1), 2)
+    with pytest.raises(ValueError, match="cosine and sine should be float32"):
+        torch.ops.ultrafastbert.rotate_(qkv, table.double(), table, 2)

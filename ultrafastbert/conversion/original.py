@@ -210,6 +210,8 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
     with errors_name(config_file):
         check("model_type", config.get("model_type"), exactly(UltraFastBertConfig.model_type))
         model_class = _one_of({c.__name__: c for c in HEADS}, "architectures", config.get("architectures"))
+        check("position_embedding", config.get("position_embedding", "sinusoidal"), exactly("sinusoidal"))
+        check("decoder_bias", config.get("decoder_bias", False), exactly(False))
         model = model_class.from_pretrained(source, dtype="auto")
         original = _config_to_original(model)
 

@@ -84,7 +84,11 @@ class UnpaddedLayers:
 
     @torch.compiler.disable
     def __call__(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`, with zeros for padding.
 
@@ -94,14 +98,18 @@ class UnpaddedLayers:
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("an optimised model has no gradients; use the original model")
         if self._records(kwargs) or (attention_mask is not None and attention_mask.dim() != 2):
-            return UltraFastBertModel.run_layers(self.encoder, hidden_states, attention_mask, **kwargs)
+            return UltraFastBertModel.run_layers(
+                self.encoder, hidden_states, attention_mask, position_embeddings, **kwargs
+            )
         batch, length, hidden = hidden_states.shape
         if attention_mask is None or bool((real := attention_mask != 0).all()):
             offsets = torch.arange(batch + 1) * length
-            return self._run(hidden_states.flatten(0, 1), offsets).view(hidden_states.shape)
+            angles = _angles_of_tokens(position_embeddings, batch)
+            return self._run(hidden_states.flatten(0, 1), offsets, angles).view(hidden_states.shape)
         tokens = real.flatten().nonzero().squeeze(1)  # (tokens,) indices of real tokens in the batch
         offsets = nn.functional.pad(real.sum(dim=1).cumsum(dim=0), (1, 0))
-        output = self._run(hidden_states.flatten(0, 1)[tokens], offsets)
+        angles = [table[tokens] for table in _angles_of_tokens(position_embeddings, batch)]
+        output = self._run(hidden_states.flatten(0, 1)[tokens], offsets, angles)
         return output.new_zeros(batch * length, hidden).index_copy_(0, tokens, output).view(hidden_states.shape)
 
     def _records(self, kwargs: dict[str, Any]) -> bool:
@@ -111,15 +119,28 @@ class UnpaddedLayers:
         return any(kwargs.get(name) or (name not in kwargs and getattr(config, name, False)) for name in wanted)
 
     @torch.no_grad()
-    def _run(self, tokens: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """`(tokens, hidden)` of sequences that begin at `offsets` (sequences + 1,) -> their final norm."""
+    def _run(self, tokens: torch.Tensor, offsets: torch.Tensor, angles: list[torch.Tensor]) -> torch.Tensor:
+        """`(tokens, hidden)` of sequences that begin at `offsets` (sequences + 1,) -> their final norm.
+
+        `angles` are the cosines and sines of rotary positions, each `(tokens, head_dim / 2)`; empty without them.
+        """
         operators = torch.ops.ultrafastbert
         heads = self.encoder.config.num_attention_heads
         stream = tokens.to(torch.float32, copy=True)
         norms = iter(self.norms)
         x = operators.add_norm(stream, None, *next(norms), self.dtype)
         for layer in cast(Iterable[UltraFastBertLayer], self.encoder.layers):
-            attended = operators.attention(layer.attention.qkv_proj(x), offsets, heads)
+            qkv = layer.attention.qkv_proj(x)
+            if angles:
+                operators.rotate_(qkv, *angles, heads)
+            attended = operators.attention(qkv, offsets, heads)
             x = operators.add_norm(stream, layer.attention.o_proj(attended), *next(norms), self.dtype)
             x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
         return x
+
+
+def _angles_of_tokens(position_embeddings: tuple[torch.Tensor, torch.Tensor] | None, batch: int) -> list[torch.Tensor]:
+    """Cosines and sines `(batch or 1, seq, head_dim)` -> each `(batch * seq, head_dim / 2)`."""
+    if position_embeddings is None:
+        return []
+    return [table[..., : table.shape[-1] // 2].expand(batch, -1, -1).flatten(0, 1) for table in position_embeddings]

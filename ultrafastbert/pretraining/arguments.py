@@ -35,6 +35,10 @@ class ModelArguments:
     """Transformer layers."""
     num_attention_heads: int = 12
     """Attention heads in each layer."""
+    position_embedding: Literal["sinusoidal", "rotary"] = "sinusoidal"
+    """sinusoidal: positions are added to the embeddings, as in crammedBERT; rotary: they turn queries and keys."""
+    decoder_bias: bool = False
+    """Whether the decoder has a bias."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights of embeddings and linear layers. 0.02 suits width 768; a narrow
     encoder learns faster from about 1/sqrt(hidden_size)."""
@@ -65,6 +69,8 @@ class ModelArguments:
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
+            position_embedding=self.position_embedding,
+            decoder_bias=self.decoder_bias,
             initializer_range=self.initializer_range,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers import __version__ as transformers_version
 
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
-from ultrafastbert.pretraining.arguments import PretrainArguments
+from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.evaluation import Evaluation
 from ultrafastbert.pretraining.schedule import Progress
@@ -114,6 +114,8 @@ def read_progress(
     """
     content = read_checkpoint(checkpoint)
     before = content["arguments"] | {"data_fingerprint": content["data_fingerprint"]}
+    # an option that the checkpoint lacks is newer, and its default is what the model had
+    before["model"] = asdict(ModelArguments()) | before["model"]
     changes = changed_settings(before, arguments.to_dict() | {"data_fingerprint": data.fingerprint})
     fixed = {name: change for name, change in changes.items() if _is_fixed(name)}
     refuse_changes(f"checkpoint {checkpoint}", fixed, "Choose another output_dir, or resume=never to start again.")

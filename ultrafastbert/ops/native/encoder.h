@@ -1,5 +1,5 @@
-// The operators of the other parts of an encoder, for inference: attention without padding, linear layers in 8 bits,
-// and the addition to the residual stream with layer normalization.
+// The operators of the other parts of an encoder, for inference: attention without padding, rotary positions, linear
+// layers in 8 bits, and the addition to the residual stream with layer normalization.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -57,6 +57,36 @@ Tensor attention_cpu(const Tensor& qkv_, const Tensor& offsets_, int64_t heads) 
     });
   });
   return out;
+}
+
+// Applies rotary positions (arXiv 2104.09864) to queries and keys, in place. qkv: (tokens, 3 * hidden), as for
+// attention. cosine, sine: float (tokens, head_dim / 2), of the angles by which the pairs (i, head_dim / 2 + i) of a
+// head turn.
+void rotate_cpu(Tensor& qkv, const Tensor& cosine_, const Tensor& sine_, int64_t heads) {
+  TORCH_CHECK_VALUE(
+      heads > 0 && qkv.dim() == 2 && qkv.is_contiguous() && qkv.size(1) > 0 && qkv.size(1) % (6 * heads) == 0,
+      "qkv has shape ", qkv.sizes(), "; it should be contiguous, (tokens, 3 * heads * head_dim), head_dim",
+      " even; heads is ", heads);
+  const int64_t tokens = qkv.size(0), width = qkv.size(1), half = width / (6 * heads);
+  const Tensor cosine = cosine_.contiguous(), sine = sine_.contiguous();
+  for (const Tensor& table : {cosine, sine}) {
+    TORCH_CHECK_VALUE(table.is_cpu() && table.scalar_type() == at::kFloat && table.dim() == 2 &&
+                          table.size(0) == tokens && table.size(1) == half,
+                      "cosine and sine should be float32 (tokens, head_dim / 2), (", tokens, ", ", half, ")");
+  }
+  const float *cosine_data = cosine.const_data_ptr<float>(), *sine_data = sine.const_data_ptr<float>();
+  with_inference_dtype(qkv, "qkv", [&](auto t) {
+    using T = decltype(t);
+    T* data = qkv.template mutable_data_ptr<T>();
+    at::parallel_for(0, tokens, 1 + (1 << 14) / width, [&](int64_t begin, int64_t end) {
+      for (int64_t token = begin; token < end; token++) {
+        for (int64_t head = 0; head < 2 * heads; head++) {  // the queries' heads, then the keys'
+          rotate_row(data + token * width + head * 2 * half, half, cosine_data + token * half,
+                     sine_data + token * half);
+        }
+      }
+    });
+  });
 }
 
 // A linear layer, multiplied by oneDNN in 8 bits. x: (..., in). weight: int8, packed by onednn::qlinear_prepack.

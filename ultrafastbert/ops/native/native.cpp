@@ -21,6 +21,7 @@ TORCH_LIBRARY(ultrafastbert, library) {
       "backward_weights(Tensor grad, Tensor x, Tensor leaf, Tensor grad_pre_activation, Tensor activation)"
       " -> (Tensor, Tensor, Tensor)");
   library.def("attention(Tensor qkv, Tensor offsets, int heads) -> Tensor");
+  library.def("rotate_(Tensor(a!) qkv, Tensor cosine, Tensor sine, int heads) -> ()");
   library.def("linear_int8(Tensor x, Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor");
   library.def(
       "add_norm(Tensor(a!) stream, Tensor? update, Tensor weight, Tensor bias, float eps, ScalarType dtype)"
@@ -34,6 +35,7 @@ TORCH_LIBRARY_IMPL(ultrafastbert, CPU, library) {
   library.impl("backward_tokens", backward_tokens_cpu);
   library.impl("backward_weights", backward_weights_cpu);
   library.impl("attention", attention_cpu);
+  library.impl("rotate_", rotate_cpu);
   library.impl("linear_int8", linear_int8_cpu);
   library.impl("add_norm", add_norm_cpu);
 }

@@ -42,6 +42,10 @@ def _attention(qkv: Tensor, offsets: Tensor, heads: int) -> Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
 
 
+def _rotate(qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> None:
+    return None
+
+
 def _linear_int8(x: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight_scale.shape[0], dtype=dtype)
 
@@ -59,6 +63,7 @@ SHAPES = {
     "backward_tokens": _backward_tokens,
     "backward_weights": _backward_weights,
     "attention": _attention,
+    "rotate_": _rotate,
     "linear_int8": _linear_int8,
     "add_norm": _add_norm,
 }

@@ -1,5 +1,5 @@
-// Operations on the row of one token between the large layers: rounding to 8 bits and back, and the residual addition
-// with layer normalization.
+// Operations on the row of one token between the large layers: rounding to 8 bits and back, rotary positions, and
+// the residual addition with layer normalization.
 #pragma once
 
 #include "vectors.h"
@@ -68,6 +68,18 @@ float quantize_row(const T* x, int64_t count, uint8_t* to) {
 template <class T>
 void multiply_row(T* x, int64_t count, float factor) {
   for (int64_t i = 0; i < count; i += FLOATS) narrow(x + i, widen(x + i, count - i) * factor, count - i);
+}
+
+// Rotates the pairs (i, half + i) of one head's query or key by angles whose cosines and sines are given, in place.
+template <class T>
+void rotate_row(T* x, int64_t half, const float* cosine, const float* sine) {
+  for (int64_t i = 0; i < half; i += FLOATS) {
+    const int64_t there = half - i;
+    const auto a = widen(x + i, there), b = widen(x + half + i, there);
+    const auto c = widen(cosine + i, there), s = widen(sine + i, there);
+    narrow(x + i, a * c - b * s, there);
+    narrow(x + half + i, b * c + a * s, there);
+  }
 }
 
 // Adds the update to the stream and writes the layer normalization of the stream to `to`.
