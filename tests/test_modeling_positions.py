@@ -60,9 +60,7 @@ def test_longer_sequences_are_accepted():
 
 
 def test_a_head_of_odd_width_is_refused():
-    with pytest.raises(
-        StrictDataclassError, match=r"hidden_size is 18; it should be a multiple of 2 \* num_attention_heads"
-    ):
+    with pytest.raises(StrictDataclassError, match=r"hidden_size is 18; it should be a multiple of 2"):
         config(hidden_size=18, num_attention_heads=2)
 
 
