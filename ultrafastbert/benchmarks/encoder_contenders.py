@@ -85,7 +85,7 @@ def prepare(
     if any(name.startswith(PEERS) for name in names):
         bert.export(directory)
     if any(name.startswith("onnxruntime") for name in names):
-        bert.fuse(directory, config.num_attention_heads, config.hidden_size, config.num_hidden_layers)
+        bert.fuse(directory, config)
     return references
 
 

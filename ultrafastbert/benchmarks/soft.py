@@ -18,10 +18,9 @@ from ultrafastbert.benchmarks.harness import (
     Case,
     Contender,
     Ready,
-    backward_call,
     count_threads,
     digits,
-    forward_call,
+    layer_call,
     typical_error,
 )
 from ultrafastbert.layers import soft
@@ -92,9 +91,9 @@ def _contenders(arguments: SoftArguments, case: Case) -> list[Contender]:
             return _route(ours, x, depth if name == names[0] else 0)
         layer = (_peer_with_weights_of(ours) if name == PEER else ours).train(mode == "training step")
         if mode == "inference":
-            return forward_call(layer, x)
+            return layer_call(layer, x)
         weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        return backward_call(layer, weights, x.clone().requires_grad_(), grad)
+        return layer_call(layer, x.clone().requires_grad_(), grad, weights)
 
     def set_up(name: str) -> Ready:
         expected = build(names[0])()
