@@ -137,6 +137,7 @@ class Benchmark:
         errors: dict[str, float] = {}
         reasons: dict[str, str] = {}
         times: dict[str, list[float]] = {}
+        skippable = () if must_fit else torch.OutOfMemoryError
         for contender in contenders:
             name, reason = contender.name, contender.skip or missing(contender.needs)
             try:
@@ -145,9 +146,7 @@ class Benchmark:
                     errors[name] = ready[name].error(ready[name].call())
                     if not errors[name] <= TOLERANCES.get(contender.dtype, 0.08):
                         reason = f"its outputs are wrong by {errors[name]:.2g}"
-            except torch.OutOfMemoryError:
-                if must_fit:
-                    raise
+            except skippable:
                 reason = OUT_OF_MEMORY
             if reason:
                 reasons[name] = reason
@@ -156,9 +155,7 @@ class Benchmark:
         try:
             if ready:
                 times = take_turns({name: r.call for name, r in ready.items()}, self.seconds, burst, self.device)
-        except torch.OutOfMemoryError:
-            if must_fit:
-                raise
+        except skippable:
             reasons |= dict.fromkeys(ready, OUT_OF_MEMORY)
         for name, values in times.items():
             median, p95 = statistics.median(values), statistics.quantiles(values, n=20, method="inclusive")[-1]

@@ -100,8 +100,8 @@ def _contenders(arguments: SoftArguments, case: Case) -> list[Contender]:
         return Ready(build(name), lambda output: typical_error(output, expected, ignored))
 
     skip = TOO_LARGE if mode == "training step" and case["tokens"] * 4**depth > MAX_WORK else ""
-    needs = {PEER: [PEER]}.get
-    return [Contender(name, functools.partial(set_up, name), needs=needs(name, []), skip=skip) for name in names]
+    needs = {PEER: [PEER]}
+    return [Contender(n, functools.partial(set_up, n), needs=needs.get(n, []), skip=skip) for n in names]
 
 
 def _peer_with_weights_of(ours: SoftFFF) -> torch.nn.Module:
