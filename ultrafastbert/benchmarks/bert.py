@@ -41,15 +41,9 @@ def build_config(arguments: Any, size: str, length: int) -> UltraFastBertConfig:
 
 def bert_config(config: UltraFastBertConfig, **options: Any) -> BertConfig:
     """BERT in the sizes of our model, with feedforward layers of four times its width."""
-    return BertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=4 * config.hidden_size,
-        max_position_embeddings=config.max_position_embeddings,
-        **options,
-    )
+    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]
+    sizes = {name: getattr(config, name) for name in names}
+    return BertConfig(intermediate_size=4 * config.hidden_size, **sizes, **options)
 
 
 class LastHiddenState(nn.Module):
@@ -81,21 +75,20 @@ def export(directory: Path) -> None:
         )
 
 
-def fuse(directory: Path, heads: int, hidden_size: int, layers: int) -> None:
+def fuse(directory: Path, config: UltraFastBertConfig) -> None:
     """Writes onnxruntime-float32.onnx, and onnxruntime-int8.onnx whose matrices are dynamically quantized."""
     import onnx  # pyright: ignore[reportMissingImports]
     from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore[reportMissingImports]
     from onnxruntime.transformers import optimizer  # pyright: ignore[reportMissingImports]
 
     source, path = str(directory / "bert.onnx"), directory / "onnxruntime-float32.onnx"
-    sizes = {"num_heads": heads, "hidden_size": hidden_size}
+    sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
     model = optimizer.optimize_model(source, model_type="bert", opt_level=0, **sizes)
     model.save_model_to_file(str(path))
-    float_type = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-    target = directory / "onnxruntime-int8.onnx"
-    quantize_dynamic(path, target, weight_type=QuantType.QInt8, extra_options=float_type)
-    fused = model.get_fused_operator_statistics()["Attention"]
-    (directory / FUSED).write_text(f"{fused} of {layers} attention layers fused", encoding="utf-8")
+    options = {"weight_type": QuantType.QInt8, "extra_options": {"DefaultTensorType": onnx.TensorProto.FLOAT}}
+    quantize_dynamic(path, directory / "onnxruntime-int8.onnx", **options)
+    note = f"{model.get_fused_operator_statistics()['Attention']} of {config.num_hidden_layers} attention layers fused"
+    (directory / FUSED).write_text(note, encoding="utf-8")
 
 
 def load_onnxruntime(path: Path, threads: int) -> Encoder:

@@ -25,7 +25,6 @@ from ultrafastbert.benchmarks.encoder_contenders import (
     needs,
     original,
     prepare,
-    quieten,
 )
 from ultrafastbert.benchmarks.encoder_tables import draw, tables
 from ultrafastbert.benchmarks.harness import LISTED_ONCE, POSITIVE_INTEGERS, Benchmark, Case, Contender, Ready, missing
@@ -90,7 +89,6 @@ class EncoderArguments:
 
 def benchmark(arguments: EncoderArguments) -> None:
     """Times all encoders and writes encoder.json, encoder.md and encoder.png."""
-    quieten()
     packages = ["transformers", *(package for name in arguments.contenders for package in needs(name))]
     harness = Benchmark("encoder", arguments, packages)
     names = [name for name in arguments.contenders if not missing(needs(name))]

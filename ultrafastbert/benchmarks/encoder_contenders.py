@@ -31,8 +31,6 @@ CONTENDERS = [
     "openvino",
 ]
 OURS, PEERS = ("ultrafastbert", "optimized"), ("onnxruntime", "openvino")
-SEQUENCES, SHORTEST, LONGEST = 16, 8, 128
-"""The workload of mixed lengths: its sequences, and the tokens they may have."""
 
 
 def needs(name: str) -> list[str]:
@@ -59,9 +57,9 @@ def inputs(workload: str, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mixed_lengths() -> torch.Tensor:
-    """Tokens of the sequences of the mixed workload: short ones are frequent, the mean is about 45."""
-    more = torch.empty(SEQUENCES).exponential_(1 / 40, generator=torch.Generator().manual_seed(0))
-    return (SHORTEST + more.long()).clamp(max=LONGEST)
+    """Tokens of the 16 sequences of the mixed workload: 8 to 128, short ones are frequent, the mean is about 45."""
+    more = torch.empty(16).exponential_(1 / 40, generator=torch.Generator().manual_seed(0))
+    return (8 + more.long()).clamp(max=128)
 
 
 def prepare(
@@ -72,6 +70,7 @@ def prepare(
     Returns:
         the outputs of the originals in float32, by original and workload.
     """
+    quieten()
     torch.manual_seed(0)
     references = {}
     for name in dict.fromkeys(map(original, names)):
@@ -85,7 +84,7 @@ def prepare(
     if any(name.startswith(PEERS) for name in names):
         bert.export(directory)
     if any(name.startswith("onnxruntime") for name in names):
-        bert.fuse(directory, config.num_attention_heads, config.hidden_size, config.num_hidden_layers)
+        bert.fuse(directory, config)
     return references
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from ultrafastbert.benchmarks.encoder_contenders import OURS, PEERS, mixed_lengths
-from ultrafastbert.benchmarks.harness import Benchmark, Result, count_threads, digits, draw_bars, times_table
+from ultrafastbert.benchmarks.harness import Benchmark, Result, count_threads, digits, draw_bars, results_table
 from ultrafastbert.utils.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -26,14 +26,12 @@ def tables(arguments: "EncoderArguments", harness: Benchmark) -> list[str]:
     ]
     for threads in arguments.threads:
         columns = {w: harness.select(threads=threads, workload=w) for w in arguments.workloads}
-        header = ["tokens per second", *columns]
-        names = list(dict.fromkeys(itertools.chain(*columns.values())))
         parts += [
             f"**{count_threads(threads)}**",
-            times_table("encoder", columns, lambda result: 1e3 * result["median"], arguments.baseline, _latency),
-            markdown_table(header, [[name, *(_throughput(c.get(name)) for c in columns.values())] for name in names]),
+            results_table("encoder", columns, _latency, arguments.baseline),
+            results_table("tokens per second", columns, lambda result: f"{result['tokens_per_second']:,.0f}"),
         ]
-        if ratios := _ratios(names, columns):
+        if ratios := _ratios(columns):
             parts.append("Ratios of medians: how many times faster the first is than the second.")
             parts.append(markdown_table(["", *columns], ratios))
     return parts + _memory_and_errors(arguments, harness)
@@ -43,43 +41,39 @@ def _latency(result: Result) -> str:
     return f"{digits(1e3 * result['median'])}, {digits(1e3 * result['p95'])}"
 
 
-def _throughput(result: Result | None) -> str:
-    return f"{result['tokens_per_second']:,.0f}" if result else "–"
-
-
-def _ratios(names: list[str], columns: dict[str, dict[str, Result]]) -> list[list[str]]:
+def _ratios(columns: dict[str, dict[str, Result]]) -> list[list[str]]:
     """Ours against BERT of the same precision, and our fastest against the fastest of ONNX Runtime and OpenVINO."""
 
     def ratio(timed: dict[str, Result], ours: str, theirs: str) -> str:
         return f"{timed[theirs]['median'] / timed[ours]['median']:.3g}x" if {ours, theirs} <= timed.keys() else "–"
 
-    def of_fastest(timed: dict[str, Result]) -> str:
-        pair = [[name for name in timed if name.startswith(families)] for families in (OURS, PEERS)]
-        if not all(pair):
-            return "–"
-        ours, theirs = (min(group, key=lambda name: timed[name]["median"]) for group in pair)
-        return f"{ratio(timed, ours, theirs)} ({ours} : {theirs})"
+    def fastest(timed: dict[str, Result], families: tuple[str, ...]) -> str:
+        names = [name for name in timed if name.startswith(families)]
+        return min(names, key=lambda name: timed[name]["median"], default="")
 
-    rows = []
-    for name in names:
-        bert = f"bert-{name.partition('-')[2]}"
-        if name.startswith(OURS) and bert in names:
-            rows.append([f"{name} : {bert}", *(ratio(timed, name, bert) for timed in columns.values())])
-    if any(name.startswith(OURS) for name in names) and any(name.startswith(PEERS) for name in names):
-        first = "our fastest : the fastest of ONNX Runtime and OpenVINO"
-        rows.append([first, *map(of_fastest, columns.values())])
+    names = list(dict.fromkeys(itertools.chain(*columns.values())))
+    pairs = [(name, f"bert-{name.partition('-')[2]}") for name in names if name.startswith(OURS)]
+    rows = [
+        [f"{ours} : {bert}", *(ratio(timed, ours, bert) for timed in columns.values())]
+        for ours, bert in pairs
+        if bert in names
+    ]
+    if pairs and any(name.startswith(PEERS) for name in names):
+        rows.append(["our fastest : the fastest of ONNX Runtime and OpenVINO"])
+        for timed in columns.values():
+            ours, theirs = fastest(timed, OURS), fastest(timed, PEERS)
+            rows[-1].append(f"{ratio(timed, ours, theirs)} ({ours} : {theirs})" if ours and theirs else "–")
     return rows
 
 
 def _memory_and_errors(arguments: "EncoderArguments", harness: Benchmark) -> list[str]:
     first = harness.select(threads=arguments.threads[0], workload=arguments.workloads[0])
-    before = [result["before"] for result in first.values() if result.get("before")]
     parts = ["**Memory and error**"]
-    if before:
+    if before := [result["before"] for result in first.values() if result.get("before")]:
         parts.append(
             "Weights, in MB (10^6 bytes), and resident memory of a process that loads them, ours and BERT from a"
             f" float32 checkpoint, and encodes 8x128 three times on {count_threads(arguments.threads[0])}: its peak,"
-            f" and what it holds at the end. It includes {_megabytes(min(before))} of Python with PyTorch and"
+            f" and what it holds at the end. It includes {digits(min(before) / 1e6)} of Python with PyTorch and"
             " transformers."
         )
     parts.append(
@@ -89,21 +83,15 @@ def _memory_and_errors(arguments: "EncoderArguments", harness: Benchmark) -> lis
     rows = []
     for name, result in first.items():
         error = max(other["error"] for other in harness.results if other["name"] == name)
-        sizes = (_megabytes(result.get(key)) for key in ("weights", "peak", "held"))
+        sizes = [digits(result[key] / 1e6) if result.get(key) else "–" for key in ("weights", "peak", "held")]
         rows.append([name, *sizes, f"{error:.1e}", result["note"]])
     return [*parts, markdown_table(["encoder", "weights", "peak", "held", "error", ""], rows)]
 
 
-def _megabytes(size: int | None) -> str:
-    return "–" if size is None else digits(size / 1e6)
-
-
 def draw(arguments: "EncoderArguments", harness: Benchmark) -> Figure:
     """Bars of the medians."""
-    cases = [[{"threads": t, "workload": w} for w in arguments.workloads] for t in arguments.threads]
-    panels = [
-        [{name: 1e3 * result["median"] for name, result in harness.select(**case).items()} for case in row]
-        for row in cases
-    ]
-    titles = [[f"{case['workload']}, {count_threads(case['threads'])}" for case in row] for row in cases]
-    return draw_bars(panels, titles, "milliseconds per call, medians")
+    panels = {}
+    for threads, workload in itertools.product(arguments.threads, arguments.workloads):
+        timed = harness.select(threads=threads, workload=workload)
+        panels[f"{workload}, {count_threads(threads)}"] = {name: 1e3 * r["median"] for name, r in timed.items()}
+    return draw_bars(panels, len(arguments.workloads), "milliseconds per call, medians")

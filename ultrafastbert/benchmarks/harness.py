@@ -8,11 +8,12 @@ cases. At the end that file is replaced by `NAME.md`, `NAME.png` and, last, `NAM
 """
 
 import importlib.util
+import itertools
 import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,7 @@ from ultrafastbert.utils.validation import Rule
 
 Case = dict[str, Any]
 Result = dict[str, Any]
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 OUT_OF_MEMORY, TOO_LARGE = "out of memory", "too large a computation"
 TOLERANCES = {"float32": 1e-3, "float64": 1e-3}
@@ -71,6 +73,7 @@ class Benchmark:
         device: where contenders run.
 
     Attributes:
+        results: those so far, of all cases.
         record: the content of NAME.json. Entries of `results` and `not_timed` have the fields of their case and
             `name`. Results have the `median`, `least` and `p95` of the times of a call in seconds, the number of
             `calls`, `error`, and the contender's facts.
@@ -102,14 +105,10 @@ class Benchmark:
                 print(f"resuming after {len(earlier['cases'])} cases, which are in {self.partial}", file=sys.stderr)
             else:
                 print(f"{self.partial} has other settings or versions and will be replaced", file=sys.stderr)
+        self.results: list[Result] = self.record["results"]
 
     def _path(self, suffix: str) -> Path:
         return self.directory / f"{self.name}.{suffix}"
-
-    @property
-    def results(self) -> list[Result]:
-        """The results so far."""
-        return self.record["results"]
 
     def select(self, **case: Any) -> dict[str, Result]:
         """The results of a case, by contender."""
@@ -138,6 +137,7 @@ class Benchmark:
         errors: dict[str, float] = {}
         reasons: dict[str, str] = {}
         times: dict[str, list[float]] = {}
+        skippable = () if must_fit else torch.OutOfMemoryError
         for contender in contenders:
             name, reason = contender.name, contender.skip or missing(contender.needs)
             try:
@@ -146,9 +146,7 @@ class Benchmark:
                     errors[name] = ready[name].error(ready[name].call())
                     if not errors[name] <= TOLERANCES.get(contender.dtype, 0.08):
                         reason = f"its outputs are wrong by {errors[name]:.2g}"
-            except torch.OutOfMemoryError:
-                if must_fit:
-                    raise
+            except skippable:
                 reason = OUT_OF_MEMORY
             if reason:
                 reasons[name] = reason
@@ -156,11 +154,8 @@ class Benchmark:
                 self._report(case, name, reason, required)
         try:
             if ready:
-                calls = {name: contender.call for name, contender in ready.items()}
-                times = take_turns(calls, self.seconds, burst, self.device)
-        except torch.OutOfMemoryError:
-            if must_fit:
-                raise
+                times = take_turns({name: r.call for name, r in ready.items()}, self.seconds, burst, self.device)
+        except skippable:
             reasons |= dict.fromkeys(ready, OUT_OF_MEMORY)
         for name, values in times.items():
             median, p95 = statistics.median(values), statistics.quantiles(values, n=20, method="inclusive")[-1]
@@ -207,21 +202,19 @@ def missing(packages: Sequence[str]) -> str:
     return f"not installed: {', '.join(names)}; pip install -e '.[bench]' installs it" if names else ""
 
 
-def forward_call(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """A call that returns the outputs of a layer in inference mode."""
+def layer_call(
+    layer: Layer, x: torch.Tensor, grad: torch.Tensor | None = None, weights: Sequence[torch.Tensor] = ()
+) -> Callable[[], torch.Tensor]:
+    """A call of a layer: in inference mode, or with a backward pass if the gradient of its outputs is given.
 
-    def call() -> torch.Tensor:
+    It returns the outputs, or the gradient of `x`; a backward pass also computes the gradients of `weights`.
+    """
+
+    def forward() -> torch.Tensor:
         with torch.inference_mode():
             return layer(x)
 
-    return call
-
-
-def backward_call(
-    layer: Callable[[torch.Tensor], torch.Tensor], weights: Sequence[torch.Tensor], x: torch.Tensor, grad: torch.Tensor
-) -> Callable[[], torch.Tensor]:
-    """A call that computes the gradients of tokens and weights, given that of the outputs, and returns the tokens'."""
-    return lambda: torch.autograd.grad(layer(x), [x, *weights], grad)[0]
+    return forward if grad is None else lambda: torch.autograd.grad(layer(x), [x, *weights], grad)[0]
 
 
 def typical_error(output: torch.Tensor, expected: torch.Tensor, ignored: float = 0.25) -> float:
@@ -234,43 +227,38 @@ def typical_error(output: torch.Tensor, expected: torch.Tensor, ignored: float =
     return errors.sort().values[len(errors) - 1 - int(ignored * len(errors))].item()
 
 
-def times_table(
+def results_table(
     corner: str,
     columns: dict[str, dict[str, Result]],
-    value: Callable[[Result], float],
-    baseline: str,
-    cell: Callable[[Result], str] | None = None,
-    rows: Sequence[str] | None = None,
+    cell: Callable[[Result], str],
+    baseline: str = "",
+    names: Iterable[str] = (),
 ) -> str:
-    """A table of times, with how many times faster they are than the baseline in brackets.
+    """A table of results, with how many times faster their medians are than the baseline's in brackets.
 
     Args:
         corner: header of the first column.
         columns: results by contender, by the header of their column.
-        value: the time of a result.
-        baseline: a contender.
-        cell: the text of a result; None: `value` with three digits.
-        rows: contenders; None: all.
+        cell: the text of a result.
+        baseline: a contender; without one there are no brackets.
+        names: contenders, in the order of the lines; by default all.
     """
 
     def text(name: str, results: dict[str, Result]) -> str:
         if name not in results:
             return "–"
-        ratio = f" ({value(results[baseline]) / value(results[name]):.3g}x)" if baseline in results else ""
-        return (cell(results[name]) if cell else digits(value(results[name]))) + ratio
+        ratio = f" ({results[baseline]['median'] / results[name]['median']:.3g}x)" if baseline in results else ""
+        return cell(results[name]) + ratio
 
-    names = rows or list(dict.fromkeys(name for results in columns.values() for name in results))
-    return markdown_table(
-        [corner, *columns], [[name, *(text(name, results) for results in columns.values())] for name in names]
-    )
+    names = names or dict.fromkeys(itertools.chain(*columns.values()))
+    return markdown_table([corner, *columns], [[name, *(text(name, c) for c in columns.values())] for name in names])
 
 
-def draw_bars(panels: Sequence[Sequence[dict[str, float]]], titles: Sequence[Sequence[str]], label: str) -> Figure:
-    """A figure of horizontal bars: rows and columns of panels, each with values by name, and their titles."""
-    height = sum(0.8 + 0.3 * max(map(len, row)) for row in panels)
-    figure, grid = new_figure(2 + 2.8 * len(panels[0]), 0.5 + height, len(panels), len(panels[0]))
-    names = list(dict.fromkeys(name for row in panels for values in row for name in values))
-    for axes, values, title in zip(grid.flat, sum(map(list, panels), []), sum(map(list, titles), []), strict=True):
+def draw_bars(panels: dict[str, dict[str, float]], columns: int, label: str) -> Figure:
+    """A figure of horizontal bars: panels by title, row by row, each with values by name."""
+    names, rows = list(dict.fromkeys(itertools.chain(*panels.values()))), len(panels) // columns
+    figure, grid = new_figure(2 + 2.8 * columns, 0.5 + rows * (0.8 + 0.3 * len(names)), rows, columns)
+    for axes, (title, values) in zip(grid.flat, panels.items(), strict=True):
         bars = axes.barh(names, [values.get(name, 0) for name in names])
         axes.bar_label(bars, [digits(values[name]) if name in values else "" for name in names], padding=3)
         axes.set_title(title, fontsize=10)

@@ -46,8 +46,6 @@ DEFAULTS = {
 """What is timed on each device unless options say otherwise."""
 BY_DEVICE: Any = None
 """The default of an option that `DEFAULTS` replaces."""
-PLOTTED = {"cpu": 128, "cuda": 65536}
-"""Tokens of the plot."""
 
 
 @dataclass
@@ -110,6 +108,11 @@ class LayerArguments:
         if self.device == "cuda" and len(self.threads) != 1:
             raise ValueError(f"threads is {self.threads}; on cuda it should be a single number")
 
+    @property
+    def layers(self) -> list[str]:
+        """Ordinary layers and trees, as `parse_size` reads them."""
+        return [*(f"dense-{neurons}" for neurons in self.dense), *self.sizes]
+
 
 def benchmark(arguments: LayerArguments) -> None:
     """Times all layers and writes layer.json, layer.md and, with `depths`, layer.png."""
@@ -118,7 +121,7 @@ def benchmark(arguments: LayerArguments) -> None:
         {"dtype": dtype, "threads": threads, "tokens": tokens}
         for dtype, threads, tokens in itertools.product(arguments.dtypes, arguments.threads, arguments.tokens)
     ]
-    plotted = {"dtype": arguments.dtypes[0], "threads": arguments.threads[0], "tokens": PLOTTED[arguments.device]}
+    plotted = cases[0] | {"tokens": 65536 if arguments.device == "cuda" else 128}
     for case in harness.remaining([*cases, *(plotted | {"depth": depth} for depth in arguments.depths)]):
         torch.set_num_threads(case["threads"])
         torch.compiler.reset()  # code compiled for another case

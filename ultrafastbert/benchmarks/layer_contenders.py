@@ -1,21 +1,13 @@
 """The layers that the benchmark of layers times: ordinary layers, and trees by backend, compiled or not."""
 
-from collections.abc import Callable
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ultrafastbert import FFF
-from ultrafastbert.benchmarks.harness import (
-    TOO_LARGE,
-    Case,
-    Contender,
-    Ready,
-    backward_call,
-    forward_call,
-    typical_error,
-)
+from ultrafastbert.benchmarks.harness import TOO_LARGE, Case, Contender, Layer, Ready, layer_call, typical_error
 from ultrafastbert.utils.sizes import DenseSize, TreeSize
 
 if TYPE_CHECKING:
@@ -25,7 +17,6 @@ MAX_GATHERED_BYTES = 2**31
 """What `gather` may copy of the weights for one level; cases above are skipped."""
 MAX_NEURONS = {"cpu": 2**24, "cuda": 2**32}
 """Neurons times tokens, for backends that compute all neurons; cases above are skipped."""
-Layer = Callable[[torch.Tensor], torch.Tensor]
 COMPARED = 16
 """The number of tokens whose outputs are compared with the reference."""
 
@@ -55,33 +46,25 @@ class OriginalTrees(FFF):
 def contenders(arguments: "LayerArguments", case: Case) -> list[Contender]:
     """The contenders of a case, ordinary layers first; in one with a depth, a tree and a layer as large, to plot."""
     on_gpu = arguments.device == "cuda"
-    compiled = ", compiled" if on_gpu else ""
+    backends = dict.fromkeys(arguments.backends + arguments.compiled_backends)
     listed: list[tuple[str, TreeSize | DenseSize, str, bool]]
     if "depth" in case:
         tree, backend = TreeSize(1, case["depth"]), "blocked" if on_gpu else "native"
         listed = [("ordinary layer", DenseSize(tree.neurons), "", on_gpu), ("one tree", tree, backend, on_gpu)]
     else:
-        listed = [(f"dense-{n}{compiled}", DenseSize(n), "", on_gpu) for n in arguments.dense]
-        for size in arguments.sizes:
-            for backend in dict.fromkeys((*arguments.backends, *arguments.compiled_backends)):
-                if backend in arguments.backends:
-                    listed.append((f"{size} {backend}", TreeSize.parse(size), backend, False))
-                if backend in arguments.compiled_backends and size in arguments.compiled:
-                    listed.append((f"{size} {backend}, compiled", TreeSize.parse(size), backend, True))
+        listed = [(f"dense-{n}{', compiled' * on_gpu}", DenseSize(n), "", on_gpu) for n in arguments.dense]
+        for size, backend in itertools.product(arguments.sizes, backends):
+            if backend in arguments.backends:
+                listed.append((f"{size} {backend}", TreeSize.parse(size), backend, False))
+            if backend in arguments.compiled_backends and size in arguments.compiled:
+                listed.append((f"{size} {backend}, compiled", TreeSize.parse(size), backend, True))
     dtype = getattr(torch, case["dtype"])
     torch.manual_seed(0)
     x = torch.randn(case["tokens"], arguments.hidden_size, dtype=dtype, device=arguments.device)
     if arguments.one_path:
         x = x[:1].repeat(len(x), 1)
-    x, grad = x.requires_grad_(arguments.backward), torch.randn_like(x)
-
-    def call(
-        function: Callable[[torch.Tensor], torch.Tensor],
-        weights: list[nn.Parameter],
-        x: torch.Tensor,
-        grad: torch.Tensor,
-    ) -> Callable[[], torch.Tensor]:
-        return backward_call(function, weights, x, grad) if arguments.backward else forward_call(function, x)
+    x.requires_grad_(arguments.backward)
+    grad = torch.randn_like(x) if arguments.backward else None
 
     def contender(name: str, size: TreeSize | DenseSize, backend: str, compiled: bool) -> Contender:
         def set_up() -> Ready:
@@ -89,19 +72,19 @@ def contenders(arguments: "LayerArguments", case: Case) -> list[Contender]:
             reference = _build(arguments, size, "reference").float().requires_grad_(False)
             reference.load_state_dict(layer.state_dict())
             first = x[:COMPARED].detach().float().requires_grad_(arguments.backward)
-            expected = call(reference, [], first, grad[:COMPARED].float())()
+            expected = layer_call(reference, first, None if grad is None else grad[:COMPARED].float())()
             function: Layer = layer
             if compiled:
                 # Layers of one class share their code, which PyTorch would stop compiling after a few of them.
                 torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
                 function = torch.compile(layer, dynamic=False, mode=arguments.compile_mode)
-            timed = call(function, list(layer.parameters()), x, grad)
+            timed = layer_call(function, x, grad, list(layer.parameters()))
             return Ready(timed, lambda output: typical_error(output[:COMPARED], expected))
 
         too_large = False
         if isinstance(size, TreeSize) and backend == "gather":
             too_large = size.trees * x.nbytes > MAX_GATHERED_BYTES
-        elif isinstance(size, TreeSize) and backend in ("dense", "original") and size.depth > 0:
+        elif backend in ("dense", "original") and size.used < size.neurons:
             too_large = len(x) * size.neurons > MAX_NEURONS[arguments.device]
         return Contender(name, set_up, case["dtype"], skip=TOO_LARGE if too_large else "")
 

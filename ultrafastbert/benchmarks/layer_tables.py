@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from matplotlib.figure import Figure
 
-from ultrafastbert.benchmarks.harness import Benchmark, Case, Result, count_threads, digits, times_table
+from ultrafastbert.benchmarks.harness import Benchmark, Case, Result, count_threads, digits, results_table
 from ultrafastbert.ops import BACKENDS, choose_backend
 from ultrafastbert.utils.figures import new_figure
 from ultrafastbert.utils.hardware import PEAKS, device_name
-from ultrafastbert.utils.sizes import DenseSize, TreeSize, parse_size
+from ultrafastbert.utils.sizes import TreeSize, parse_size
 from ultrafastbert.utils.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -20,34 +20,27 @@ if TYPE_CHECKING:
 def floors(arguments: "LayerArguments", case: Case) -> list[dict[str, Any]]:
     """The least time of a call of each layer, in seconds, that its arithmetic and moving its operands allow.
 
-    Empty if the device's peaks are not known.
+    A tree needs only the neurons on the paths, in each level at most all of the level and at most one for each token.
+    A forward pass reads tokens and weights and writes outputs. A backward pass reads tokens, gradients of outputs and
+    weights, and writes gradients of tokens and of all weights. Without known peaks of the device there are no floors.
     """
     dtype, peak = getattr(torch, case["dtype"]), PEAKS.get(device_name(arguments.device))
     if peak is None or dtype not in peak.flops:
         return []
-    entries = []
-    for layer in (*(f"dense-{neurons}" for neurons in arguments.dense), *arguments.sizes):
-        operations, moved = _work(parse_size(layer), case["tokens"], arguments.hidden_size, arguments.backward)
-        seconds = {"arithmetic": operations / peak.flops[dtype], "memory": moved * dtype.itemsize / peak.bandwidth}
-        bound, time = max(seconds.items(), key=lambda item: item[1])
-        entries.append(case | {"name": f"*{layer}, floor*", "bound": bound, "median": time})
+    entries, tokens, width = [], case["tokens"], arguments.hidden_size
+    for layer in arguments.layers:
+        size = parse_size(layer)
+        read = size.neurons
+        if isinstance(size, TreeSize):
+            read = size.trees * sum(min(2**level, tokens) for level in range(size.depth + 1))
+        operations, vectors = 4 * size.used * tokens * width, 2 * tokens + 2 * read
+        if arguments.backward:
+            operations, vectors = 3 * operations, vectors + 3 * tokens + 2 * read + 2 * size.neurons
+        memory = vectors * width * dtype.itemsize / peak.bandwidth
+        seconds = {"arithmetic": operations / peak.flops[dtype], "memory": memory}
+        bound = max(seconds, key=lambda kind: seconds[kind])
+        entries.append(case | {"name": f"*{layer}, floor*", "bound": bound, "median": seconds[bound]})
     return entries
-
-
-def _work(size: TreeSize | DenseSize, tokens: int, width: int, backward: bool) -> tuple[int, int]:
-    """Floating-point operations, and numbers moved, that a layer needs.
-
-    A tree needs only the neurons on the paths, in each level at most all of the level and at most one for each token.
-    A forward pass reads tokens and weights and writes outputs. A backward pass reads tokens, gradients of outputs and
-    weights, and writes gradients of tokens and of all weights.
-    """
-    touched = size.neurons
-    if isinstance(size, TreeSize):
-        touched = size.trees * sum(min(2**level, tokens) for level in range(size.depth + 1))
-    operations, moved = 4 * size.used * tokens, 2 * tokens + 2 * touched
-    if backward:
-        operations, moved = 3 * operations, moved + 3 * tokens + 2 * touched + 2 * size.neurons
-    return operations * width, moved * width
 
 
 def tables(arguments: "LayerArguments", harness: Benchmark) -> list[str]:
@@ -65,10 +58,9 @@ def tables(arguments: "LayerArguments", harness: Benchmark) -> list[str]:
         )
     elif arguments.device == "cuda":
         parts.append("The peaks of this GPU are not known, so the table has no floors.")
-    layers = [*(f"dense-{neurons}" for neurons in arguments.dense), *arguments.sizes]
 
     def place(name: str) -> tuple[int, bool]:  # a layer's floor follows its times
-        return layers.index(name.strip("*").partition(" ")[0].rstrip(",")), name.startswith("*")
+        return arguments.layers.index(name.strip("*").partition(" ")[0].rstrip(",")), name.startswith("*")
 
     for dtype, threads in itertools.product(arguments.dtypes, arguments.threads):
         columns: dict[str, dict[str, Result]] = {}
@@ -77,9 +69,9 @@ def tables(arguments: "LayerArguments", harness: Benchmark) -> list[str]:
             columns[f"{tokens:,}"] = harness.select(**case, depth=None) | {
                 floor["name"]: floor for floor in harness.record["floors"] if case.items() <= floor.items()
             }
-        rows = sorted(dict.fromkeys(itertools.chain(*columns.values())), key=place)
+        names = sorted(dict.fromkeys(itertools.chain(*columns.values())), key=place)
         parts.append(f"**{_setting(arguments, dtype, threads)}**")
-        parts.append(times_table("layer", columns, _microseconds, baseline, _cell, rows))
+        parts.append(results_table("layer", columns, _cell, baseline, names))
     return parts + _fastest(arguments, harness)
 
 

@@ -1,7 +1,7 @@
 """The memory of a new process, on Linux."""
 
-import contextlib
 import multiprocessing
+import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,17 +30,15 @@ def process_memory(function: Callable[..., object], *arguments: Any) -> dict[str
 
 def _measure(function: Callable[..., object], arguments: tuple[Any, ...]) -> dict[str, int | None]:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    before = _status("VmRSS")
+    before = _sizes().get("VmRSS")
     kept = function(*arguments)
-    sizes = {"before": before, "peak": _status("VmHWM"), "held": _status("VmRSS")}
+    sizes = _sizes()
     del kept
-    return sizes
+    return {"before": before, "peak": sizes.get("VmHWM"), "held": sizes.get("VmRSS")}
 
 
-def _status(key: str) -> int | None:
-    """A size that Linux reports for this process; ru_maxrss would include the process that started it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{key}:"):
-                return 1024 * int(line.split()[1])
-    return None
+def _sizes() -> dict[str, int]:
+    """What Linux reports for this process, in bytes; ru_maxrss would include the process that started it."""
+    status = Path("/proc/self/status")
+    lines = re.findall(r"(Vm\w+):\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else []
+    return {name: 1024 * int(size) for name, size in lines}

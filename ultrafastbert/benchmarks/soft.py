@@ -18,10 +18,9 @@ from ultrafastbert.benchmarks.harness import (
     Case,
     Contender,
     Ready,
-    backward_call,
     count_threads,
     digits,
-    forward_call,
+    layer_call,
     typical_error,
 )
 from ultrafastbert.layers import soft
@@ -92,17 +91,17 @@ def _contenders(arguments: SoftArguments, case: Case) -> list[Contender]:
             return _route(ours, x, depth if name == names[0] else 0)
         layer = (_peer_with_weights_of(ours) if name == PEER else ours).train(mode == "training step")
         if mode == "inference":
-            return forward_call(layer, x)
+            return layer_call(layer, x)
         weights = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        return backward_call(layer, weights, x.clone().requires_grad_(), grad)
+        return layer_call(layer, x.clone().requires_grad_(), grad, weights)
 
     def set_up(name: str) -> Ready:
         expected = build(names[0])()
         return Ready(build(name), lambda output: typical_error(output, expected, ignored))
 
     skip = TOO_LARGE if mode == "training step" and case["tokens"] * 4**depth > MAX_WORK else ""
-    needs = {PEER: [PEER]}.get
-    return [Contender(name, functools.partial(set_up, name), needs=needs(name, []), skip=skip) for name in names]
+    needs = {PEER: [PEER]}
+    return [Contender(n, functools.partial(set_up, n), needs=needs.get(n, []), skip=skip) for n in names]
 
 
 def _peer_with_weights_of(ours: SoftFFF) -> torch.nn.Module:

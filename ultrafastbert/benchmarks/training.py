@@ -139,8 +139,8 @@ def _cells(result: Result | None, baseline: Result | None) -> list[str]:
 
 def _draw(harness: Benchmark) -> Figure:
     """Bars of tokens per second, and of memory where it was measured."""
-    results = harness.select()
-    speeds = {name: result["tokens_per_second"] / 1e3 for name, result in results.items()}
-    memory = {name: result["memory"] / 1e9 for name, result in results.items() if result["memory"]}
-    panels = [speeds, memory] if memory else [speeds]
-    return draw_bars([panels], [["thousand tokens per second", "memory, GB"][: len(panels)]], "training steps")
+    results = harness.select().items()
+    panels = {"thousand tokens per second": {name: result["tokens_per_second"] / 1e3 for name, result in results}}
+    if memory := {name: result["memory"] / 1e9 for name, result in results if result["memory"]}:
+        panels["memory, GB"] = memory
+    return draw_bars(panels, len(panels), "training steps")

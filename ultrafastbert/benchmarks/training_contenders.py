@@ -42,9 +42,7 @@ class Bert(nn.Module):
         return self.bert(input_ids=input_ids, labels=wanted)
 
 
-def _build_model(
-    name: str, arguments: "TrainingArguments", backend: str | None = None
-) -> UltraFastBertForMaskedLM | Bert:
+def _build_model(name: str, arguments: "TrainingArguments", backend: str = "") -> UltraFastBertForMaskedLM | Bert:
     """The model, with the same weights each time; `backend` overrides the one in its name."""
     set_seed(0)
     if name == "bert":
@@ -63,33 +61,33 @@ class Steps:
     def __init__(self, name: str, arguments: "TrainingArguments", accelerator: Accelerator):
         # With a low rate the loss stays finite: from random tokens nothing can be learned.
         train = TrainArguments(max_steps=1, lr=1e-5, precision=arguments.precision, compile=arguments.compile)
-        self.name, self.arguments, self.accelerator = name, arguments, accelerator
+        self.name, self.arguments, self.device = name, arguments, accelerator.device
         self.probability, self.lr = train.mask_probability, train.lr
         shape = (max(1024, arguments.sequences), arguments.sequence_length)
         tokens = np.random.default_rng(0).integers(len(SPECIAL), arguments.vocabulary, shape, dtype=np.uint32)
-        self.order, device = SequenceOrder(tokens, seed=0), accelerator.device
-        self.masker = Masker(self.probability, arguments.vocabulary, SPECIAL, seed=0, device=device)
-        self.place, self.worst = 0, torch.zeros(2, device=device)  # worst: loss and gradient norm
-        self.expected = self._reference()
-        on_gpu = device.type == "cuda"
+        self.order = SequenceOrder(tokens, seed=0)
+        self.masker = Masker(self.probability, arguments.vocabulary, SPECIAL, seed=0, device=self.device)
+        self.place, self.worst = 0, torch.zeros(2, device=self.device)  # worst: loss and gradient norm
+        expected = self._reference()
+        on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if on_gpu else 0
-        self.model = _build_model(name, arguments).to(device)
+        self.model = _build_model(name, arguments).to(self.device)
         self.training = TrainingStep(self.model, train, accelerator)
-        self.first = self.step()
+        self.error = ((self.step() - expected) / expected).abs().max().item()  # relative, the larger of the two
         self.step()  # with the state that the optimizer allocated in the first step
         self.memory = torch.cuda.max_memory_allocated() - before if on_gpu else None
 
     def _batch(self) -> MaskedBatch:
         sequences = self.order.read(self.place, self.arguments.sequences)
-        return self.masker(to_device(sequences, self.accelerator.device), self.place)
+        return self.masker(to_device(sequences, self.device), self.place)
 
     def _reference(self) -> torch.Tensor:
         """Loss and gradient norm of the first step: sequence by sequence in float32, eager, by the `dense` backend."""
-        model = _build_model(self.name, self.arguments, "dense").to(self.accelerator.device).train()
+        model = _build_model(self.name, self.arguments, "dense").to(self.device).train()
         batch, count = self._batch(), self.arguments.sequences
-        loss = torch.zeros((), device=self.accelerator.device)
+        loss = torch.zeros((), device=self.device)
         for i in range(count):
             part = model(**{name: tensor[i : i + 1] for name, tensor in batch._asdict().items()}).loss / count
             part.backward()
@@ -103,10 +101,6 @@ class Steps:
         self.place += self.arguments.sequences
         return values
 
-    def first_error(self) -> float:
-        """The larger of the relative errors of loss and gradient norm in the first step."""
-        return ((self.first - self.expected) / self.expected).abs().max().item()
-
     def facts(self, median: float) -> dict[str, float | None]:
         """What is recorded beside the times.
 
@@ -114,20 +108,19 @@ class Steps:
             UserError: a step did not update the weights, which takes less time than one that does.
         """
         loss, norm = self.worst.tolist()
-        if not np.isfinite([loss, norm]).all():
+        if not self.worst.isfinite().all():
             raise UserError(
                 f"{self.name}: the loss grew to {loss}, the gradient norm to {norm}; steps that do not update the"
                 " weights are not timed"
             )
         sequences, length = self.arguments.sequences, self.arguments.sequence_length
         flops = training_flops(self.model.config, sequences, length, masks_per_sequence(length, self.probability))
-        device = self.accelerator.device
-        dtype = torch.bfloat16 if uses_bf16(self.arguments.precision, device) else torch.float32
+        dtype = torch.bfloat16 if uses_bf16(self.arguments.precision, self.device) else torch.float32
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "tokens_per_second": sequences * length / median,
             "memory": self.memory,
-            "mfu": utilization(flops, median, device, dtype),
+            "mfu": utilization(flops, median, self.device, dtype),
         }
 
 
@@ -136,7 +129,7 @@ def contender(name: str, arguments: "TrainingArguments", accelerator: Accelerato
 
     def set_up() -> Ready:
         steps = Steps(name, arguments, accelerator)
-        return Ready(steps.step, lambda _: steps.first_error(), steps.facts)
+        return Ready(steps.step, lambda _: steps.error, steps.facts)
 
     bf16 = uses_bf16(arguments.precision, accelerator.device)
     return Contender(name, set_up, dtype="bfloat16" if bf16 else "float32")

@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 import torch
 
-TURNS = 3
-"""The least number of turns of each contender."""
-
 
 def take_turns(
     calls: dict[str, Callable[[], object]], seconds: float, burst: int = 1, device: str = "cpu"
@@ -36,13 +33,11 @@ def take_turns(
     times: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     turn = 0
-    while turn < TURNS or min(spent.values()) < seconds:
+    while due := [name for name in calls if turn < 3 or spent[name] < seconds]:
         turn += 1
-        for name, call in calls.items():
-            if turn > TURNS and spent[name] >= seconds:
-                continue
-            call()
-            counted = timed(call, bursts[name])
+        for name in due:
+            calls[name]()
+            counted = timed(calls[name], bursts[name])
             times[name] += counted
             spent[name] += sum(counted)
     return times
