@@ -65,7 +65,11 @@ def inspect(arguments: InspectArguments) -> None:
     for name in find_models(arguments.models):
         encoder = load_encoder(name)
         summaries.append(summarize(encoder, texts, arguments.leaves))
-        _check_same_trees(summaries)
+        if sizes(summaries[-1]) != sizes(summaries[0]):
+            raise UserError(
+                f"model {name} has other trees than {summaries[0]['model']}; models to compare should have the same"
+                " number of layers, and layers the same trees"
+            )
     traces = [trace(encoder, text) for text in arguments.text]  # of the last model
 
     parts = [render_summary(summaries[-1], traces), f"Written: {picture}, {numbers}"]
@@ -103,12 +107,3 @@ def _check_writable(*files: Path) -> None:
             raise UserError(f"output_dir {file.parent} cannot be written: {error}") from error
         if file.is_dir():
             raise UserError(f"{file} is a directory; it should be a file, or not exist")
-
-
-def _check_same_trees(summaries: list[dict]) -> None:
-    first, last = summaries[0], summaries[-1]
-    if sizes(first) != sizes(last):
-        raise UserError(
-            f"model {last['model']} has other trees than {first['model']}; models to compare should have the same"
-            " number of layers, and layers the same trees"
-        )

@@ -7,6 +7,7 @@ find it. (A mixture with k = 1 could not be trained.) Weights are random, so inp
 Source: arXiv 2308.14711, "Inference speed comparison".
 """
 
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,9 +74,8 @@ class LayerTiming:
 
 def plan_timing(section: TimingArguments) -> list[LayerTiming]:
     """The timings of each batch size and number of blocks."""
-    return [
-        LayerTiming(section, batch_size, blocks) for batch_size in section.batch_sizes for blocks in section.blocks
-    ]
+    pairs = itertools.product(section.batch_sizes, section.blocks)
+    return [LayerTiming(section, batch_size, blocks) for batch_size, blocks in pairs]
 
 
 def _call(layer: nn.Module, x: torch.Tensor) -> Callable[[], None]:

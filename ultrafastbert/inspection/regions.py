@@ -54,10 +54,8 @@ def decisions(layer: FFF | SoftFFF) -> tuple[torch.Tensor, torch.Tensor]:
         ValueError: nodes of several neurons, whose decisions are not hyperplanes.
     """
     if isinstance(layer, SoftFFF):
-        if layer.node_size > 1:
-            raise ValueError(
-                f"layer has node_size {layer.node_size}; only nodes of a single neuron decide at hyperplanes"
-            )
+        if (size := layer.node_size) > 1:
+            raise ValueError(f"layer has node_size {size}; only nodes of a single neuron decide at hyperplanes")
         return layer.node_weight_in.detach().transpose(0, 1), layer.node_bias_in.detach().transpose(0, 1)
     inner = 2**layer.depth - 1
     weight = layer.weight_in.detach()[:, :inner]
@@ -172,10 +170,9 @@ class LeafEdit:
     @property
     def _whole(self) -> dict[str, nn.Parameter]:
         """The layer's parameters that have a part for each leaf."""
-        named = dict(self.layer.named_parameters(recurse=False))
-        if isinstance(self.layer, SoftFFF):
-            return {name: parameter for name, parameter in named.items() if name.startswith("leaf_")}
-        return named
+        prefix = "leaf_" if isinstance(self.layer, SoftFFF) else ""
+        named = self.layer.named_parameters(recurse=False)
+        return {name: parameter for name, parameter in named if name.startswith(prefix)}
 
     @property
     def _index(self) -> tuple[int, ...]:
@@ -249,7 +246,7 @@ class LeafEdit:
         inside = in_region(self.layer, x, self.leaf, self.tree)
         after = self.layer(x)
         with self.undone():
-            change = _change(self.layer(x), after)
+            change = after - self.layer(x)
         return {"inside": _summarize(change, inside), "outside": _summarize(change, ~inside)}
 
     @torch.no_grad()
@@ -292,7 +289,7 @@ class LeafEdit:
                 " an encoder or a masked language model are"
             )
         with self.undone():
-            change = _change(model(input_ids=input_ids, **inputs)[0], after)
+            change = after - model(input_ids=input_ids, **inputs)[0]
         mask = inputs.get("attention_mask")
         real = torch.ones_like(inside) if mask is None else mask != 0
         inside &= real
@@ -301,15 +298,12 @@ class LeafEdit:
         return {name: _summarize(change, group) for name, group in groups.items()}
 
 
-def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    return (after - before).abs().amax(-1)
-
-
 def _summarize(change: torch.Tensor, group: torch.Tensor) -> Change:
-    change = change[group].double()
-    if not len(change):
+    """Of the inputs of a group, from the changes of outputs `(..., outputs)`."""
+    largest = change[group].abs().amax(-1).double()
+    if not len(largest):
         return Change(0, 0, 0.0, 0.0)
-    return Change(len(change), int((change != 0).sum()), change.max().item(), change.mean().item())
+    return Change(len(largest), int((largest != 0).sum()), largest.max().item(), largest.mean().item())
 
 
 def _check_leaf(layer: FFF | SoftFFF, leaf: int, tree: int) -> None:
