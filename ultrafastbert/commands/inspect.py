@@ -59,8 +59,9 @@ def inspect(arguments: InspectArguments) -> None:
             directory cannot be written.
     """
     texts = _read_texts(arguments)
-    picture, numbers = (Path(arguments.output_dir) / name for name in ("trees.png", "trees.json"))
-    _check_writable(picture, numbers)
+    output = Path(arguments.output_dir)
+    picture, numbers = output / "trees.png", output / "trees.json"
+    _check_writable(output, picture, numbers)
     summaries = []
     for name in find_models(arguments.models):
         encoder = load_encoder(name)
@@ -96,14 +97,13 @@ def _read_texts(arguments: InspectArguments) -> list[str]:
     return texts
 
 
-def _check_writable(*files: Path) -> None:
+def _check_writable(directory: Path, *files: Path) -> None:
     """Creates the directory of the files, and tests that they can be written, before the work is done."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(f"output_dir {directory} cannot be written: {error}") from error
     for file in files:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=file.parent):
-                pass
-        except OSError as error:
-            raise UserError(f"output_dir {file.parent} cannot be written: {error}") from error
         if file.is_dir():
             raise UserError(f"{file} is a directory; it should be a file, or not exist")

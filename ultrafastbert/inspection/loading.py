@@ -51,9 +51,6 @@ class Encoder:
 def find_models(names: list[str]) -> list[str]:
     """Replaces the directory of a pretraining run by its checkpoints.
 
-    Args:
-        names: of models, checkpoints and runs.
-
     Returns:
         Checkpoints, in the order of their steps, and then models, in the order given.
 

@@ -125,13 +125,13 @@ def half_spaces(layer: FFF | SoftFFF, leaf: int, tree: int = 0) -> HalfSpaces:
 
 @dataclass
 class Change:
-    """How much the outputs of a group of inputs changed, by the largest absolute change of each input's outputs.
+    """How much the outputs of a group of inputs changed.
 
     Attributes:
         inputs: number of inputs.
         changed: number of inputs with an output that is not bit-identical.
-        largest: the largest change, 0 without inputs.
-        mean: the mean change, 0 without inputs.
+        largest: the largest absolute change, 0 without inputs.
+        mean: the mean over inputs of the largest absolute change of their outputs, 0 without inputs.
     """
 
     inputs: int
@@ -199,13 +199,9 @@ class LeafEdit:
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
         """Within this context, the leaf has the state that was kept last."""
-        edited = {name: values.clone() for name, values in self.parameters.items()}
-        self.restore()
-        try:
+        with LeafEdit(self.layer, self.leaf, self.tree):  # its end returns to the present state
+            self.restore()
             yield
-        finally:
-            for name, values in self.parameters.items():
-                values.copy_(edited[name])
 
     def retrain(self, loss: Callable[[], torch.Tensor], steps: int, lr: float) -> list[float]:
         """Trains only this leaf, with Adam. All other parameters stay bit-identical.

@@ -27,12 +27,10 @@ def render_summary(summary: dict, traces: list[dict]) -> str:
 def _headline(summary: dict) -> str:
     layers, pretrained, cut = summary["layers"], summary["pretraining_tokens"], summary["cut"]
     size = ", ".join(str(TreeSize(*size)) for size in dict.fromkeys(sizes(summary)))
-    lines = [
-        f"{summary['model']}: {len(layers)} layers of {size} (trees x depth)"
-        + (f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""),
-        f"{_count(summary['texts'], 'text')}, {_count(summary['tokens'], 'token')}"
-        + (f"; texts cut at the encoder's last position: {cut:,}" if cut else ""),
-    ]
+    tokens = f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""
+    lines = [f"{summary['model']}: {len(layers)} layers of {size} (trees x depth){tokens}"]
+    note = f"; texts cut at the encoder's last position: {cut:,}" if cut else ""
+    lines += [f"{_count(summary['texts'], 'text')}, {_count(summary['tokens'], 'token')}{note}"]
     leaves = max(2 ** layer["depth"] for layer in layers)
     if summary["tokens"] < 20 * leaves:
         lines.append(f"These are few tokens for {leaves:,} leaves: more texts may use leaves that appear dead here.")
