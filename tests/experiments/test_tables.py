@@ -40,8 +40,8 @@ def invent(trainings, diverged=()):
 
 def table_lines(name, arguments, results):
     experiment = EXPERIMENTS[name]
-    content = {"environment": []} | summarize_layers(plan(name, arguments), results)
-    return render(experiment.title, getattr(arguments, name), content, experiment.tables).splitlines()
+    content = {"experiment": name, "environment": []} | summarize_layers(plan(name, arguments), results)
+    return render(getattr(arguments, name), content, experiment.tables).splitlines()
 
 
 def cells(lines, start):

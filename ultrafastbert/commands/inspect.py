@@ -59,13 +59,18 @@ def inspect(arguments: InspectArguments) -> None:
             directory cannot be written.
     """
     texts = _read_texts(arguments)
-    picture, numbers = (Path(arguments.output_dir) / name for name in ("trees.png", "trees.json"))
-    _check_writable(picture, numbers)
+    output = Path(arguments.output_dir)
+    picture, numbers = output / "trees.png", output / "trees.json"
+    _check_writable(output, picture, numbers)
     summaries = []
     for name in find_models(arguments.models):
         encoder = load_encoder(name)
         summaries.append(summarize(encoder, texts, arguments.leaves))
-        _check_same_trees(summaries)
+        if sizes(summaries[-1]) != sizes(summaries[0]):
+            raise UserError(
+                f"model {name} has other trees than {summaries[0]['model']}; models to compare should have the same"
+                " number of layers, and layers the same trees"
+            )
     traces = [trace(encoder, text) for text in arguments.text]  # of the last model
 
     parts = [render_summary(summaries[-1], traces), f"Written: {picture}, {numbers}"]
@@ -92,23 +97,13 @@ def _read_texts(arguments: InspectArguments) -> list[str]:
     return texts
 
 
-def _check_writable(*files: Path) -> None:
+def _check_writable(directory: Path, *files: Path) -> None:
     """Creates the directory of the files, and tests that they can be written, before the work is done."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(f"output_dir {directory} cannot be written: {error}") from error
     for file in files:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=file.parent):
-                pass
-        except OSError as error:
-            raise UserError(f"output_dir {file.parent} cannot be written: {error}") from error
         if file.is_dir():
             raise UserError(f"{file} is a directory; it should be a file, or not exist")
-
-
-def _check_same_trees(summaries: list[dict]) -> None:
-    first, last = summaries[0], summaries[-1]
-    if sizes(first) != sizes(last):
-        raise UserError(
-            f"model {last['model']} has other trees than {first['model']}; models to compare should have the same"
-            " number of layers, and layers the same trees"
-        )

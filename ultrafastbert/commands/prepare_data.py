@@ -14,9 +14,8 @@ def prepare_data(arguments: DataArguments) -> None:
         DataError: a source is missing, broken or too small, or the cache directory cannot be written.
     """
     packed = prepare(arguments)
-    own, worker = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     workers = f", of the largest worker process {worker:,.0f} MiB" if worker else ""
     print(f"Peak memory {own:,.0f} MiB{workers}", file=sys.stderr)
     print(packed.directory)

@@ -11,14 +11,8 @@ from typing import Literal
 from ultrafastbert.utils.sizes import MAX_DEPTH
 from ultrafastbert.utils.validation import FRACTION, NOT_EMPTY, POSITIVE, Rule, at_least, between, check, check_fields
 
-RULES = {
-    "lr": POSITIVE,
-    "seconds": POSITIVE,
-    "hardening": at_least(0),
-    "hardenings": at_least(0),
-    "depths": between(0, MAX_DEPTH),
-    "dropout": FRACTION,
-}
+RULES = {"lr": POSITIVE, "seconds": POSITIVE, "dropout": FRACTION, "depths": between(0, MAX_DEPTH)}
+RULES |= {"hardening": at_least(0), "hardenings": at_least(0)}
 """The rules of options that may be less than 1."""
 
 

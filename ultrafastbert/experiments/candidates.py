@@ -42,11 +42,8 @@ class Candidate:
     @property
     def name(self) -> str:
         """A name for files, unique within an experiment."""
-        if self.kind == "ff":
-            return f"ff-w{self.width}"
-        if self.kind == "moe":
-            return f"moe-w{self.width}-e{self.block}"
-        return f"fff-w{self.width}-l{self.block}-h{self.hardening:g}"
+        details = {"ff": "", "moe": f"-e{self.block}", "fff": f"-l{self.block}-h{self.hardening:g}"}
+        return f"{self.kind}-w{self.width}{details[self.kind]}"
 
     def build(self, input_size: int, output_size: int) -> BlockLayer:
         """The layer with new random weights: `(..., input_size)` -> `(..., output_size)`."""

@@ -29,7 +29,6 @@ class Experiment(NamedTuple):
     """An experiment: its measurements, and how they are shown.
 
     Attributes:
-        title: the heading of its tables.
         plan: the measurements, from the section of options.
         tables: Markdown paragraphs, from the section and the content of the JSON file.
         figures: from plan and results, by the suffix of the file's name; a function that returns None draws nothing.
@@ -37,7 +36,6 @@ class Experiment(NamedTuple):
         trains: True if networks are trained on images, several at a time; False for measurements that run alone.
     """
 
-    title: str
     plan: Callable[[Any], Sequence[Any]]
     tables: Callable[[Any, dict], list[str]]
     figures: dict[str, Callable[[Any, list[dict]], "Figure | None"]]
@@ -47,36 +45,17 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "widths": Experiment(
-        "Accuracy against training width and leaf size",
-        plan.plan_widths,
-        tables.widths_tables,
-        {"": figures.draw_widths, "-entropy": figures.draw_width_entropies},
+        plan.plan_widths, tables.widths_tables, {"": figures.draw_widths, "-entropy": figures.draw_width_entropies}
     ),
     "inference_size": Experiment(
-        "Accuracy against the number of neurons used in inference",
-        plan.plan_inference_size,
-        tables.inference_size_tables,
-        {"": figures.draw_inference_size},
+        plan.plan_inference_size, tables.inference_size_tables, {"": figures.draw_inference_size}
     ),
-    "experts": Experiment(
-        "Trees and mixtures of experts of the same training widths",
-        plan.plan_experts,
-        tables.experts_tables,
-        {"": figures.draw_experts},
-    ),
+    "experts": Experiment(plan.plan_experts, tables.experts_tables, {"": figures.draw_experts}),
     "vit": Experiment(
-        "Trees as the feedforward layers of a vision transformer",
-        plan.plan_vit,
-        tables.vit_tables,
-        {"": figures.draw_vit, "-entropy": figures.draw_vit_entropies},
+        plan.plan_vit, tables.vit_tables, {"": figures.draw_vit, "-entropy": figures.draw_vit_entropies}
     ),
     "timing": Experiment(
-        "Time of a forward pass against the number of blocks",
-        speed.plan_timing,
-        tables.timing_tables,
-        {"": figures.draw_timing},
-        summarize=lambda _, results: {"cases": results},
-        trains=False,
+        speed.plan_timing, tables.timing_tables, {"": figures.draw_timing}, lambda _, cases: {"cases": cases}, False
     ),
 }
 
@@ -94,28 +73,23 @@ def compare_layers(arguments: CompareArguments) -> None:
     with open_run_directory(Path(arguments.output_dir)):
         images = load_images(arguments.dataset) if any(EXPERIMENTS[name].trains for name in names) else None
         if "vit" in names and images is not None:
-            _check_patches(images, arguments.vit.patch_size)
+            size, (_, height, width) = arguments.vit.patch_size, images.shape
+            if height % size or width % size:
+                raise UserError(f"vit.patch_size is {size}; it should divide the images' {height} by {width} pixels")
         for name in names:
             _compare(name, arguments, images)
 
 
-def _check_patches(images: Images, patch_size: int) -> None:
-    _, height, width = images.shape
-    if height % patch_size or width % patch_size:
-        raise UserError(f"vit.patch_size is {patch_size}; it should divide the images' {height} by {width} pixels")
-
-
 def _compare(name: str, arguments: CompareArguments, images: Images | None) -> None:
     experiment, section, output = EXPERIMENTS[name], getattr(arguments, name), Path(arguments.output_dir)
-    workers = arguments.workers or (1 if arguments.device == "cuda" else os.cpu_count() or 1)
+    most = arguments.workers or (1 if arguments.device == "cuda" else os.cpu_count() or 1)
+    workers = most if experiment.trains else 1
     measurements = experiment.plan(section)
-    results = run_measurements(
-        measurements, images, output / "runs" / name, workers if experiment.trains else 1, arguments.device
-    )
+    results = run_measurements(measurements, images, output / "runs" / name, workers, arguments.device)
     environments = {json.dumps(result["environment"], sort_keys=True): result["environment"] for result in results}
     content = {"experiment": name, "environment": list(environments.values())}
     content |= experiment.summarize(measurements, results)
-    table = tables.render(experiment.title, section, content, experiment.tables)
+    table = tables.render(section, content, experiment.tables)
     files = [output / f"{name}.md", output / f"{name}.json"]
     write_atomically(files[0], table)
     write_atomically(files[1], json.dumps(content, indent=1) + "\n")

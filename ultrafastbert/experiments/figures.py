@@ -24,36 +24,26 @@ Results = Sequence[dict]
 
 def draw_widths(plan: Plan, results: Results) -> "Figure":
     """Accuracy against training width, a line for the plain layer and one for each leaf size."""
-    lines = _lines(plan, results, lambda layer: f"leaf size {layer['block']}")
-    return _draw_accuracies(lines, "training width (neurons)", lambda layer: layer["width"])
+    lines = _lines(plan, results, lambda layer: f"tree, leaf size {layer['block']}")
+    return _draw_metrics(lines, METRICS, "training width (neurons)", lambda layer: layer["width"])
 
 
 def draw_inference_size(plan: Plan, results: Results) -> "Figure":
     """Accuracy against inference size, a line for the plain layer and one for each depth: Figure 2."""
-    lines = _lines(plan, results, lambda layer: f"depth {layer['depth']}")
-    return _draw_accuracies(lines, "neurons used for inference", lambda layer: layer["sizes"]["inference_size"])
+    lines = _lines(plan, results, lambda layer: f"tree, depth {layer['depth']}")
+    return _draw_metrics(lines, METRICS, "neurons used for inference", lambda layer: layer["sizes"]["inference_size"])
 
 
 def draw_experts(plan: Plan, results: Results) -> "Figure":
     """Accuracy and epochs to reach it against training width, a line for each kind of layer."""
-    layers = summarize_layers(plan, results)["layers"]
-    lines = {TITLES[kind]: [layer for layer in layers if layer["kind"] == kind] for kind in TITLES}
-    figure, panels = new_figure(10, 7.5, 2, 2)
-    for axes, (metric, label) in zip(panels.flat, (METRICS | EPOCHS).items(), strict=True):
-        _draw_metric(axes, lines, metric, lambda layer: layer["width"])
-        axes.set(xlabel="training width (neurons)", ylabel=label)
-        if metric in EPOCHS:
-            _log_scale(axes, "y")
-    _legend_below(figure, panels.flat[0])
-    return figure
+    lines = _lines(plan, results, lambda layer: TITLES["fff"])
+    return _draw_metrics(lines, METRICS | EPOCHS, "training width (neurons)", lambda layer: layer["width"])
 
 
 def draw_vit(plan: Plan, results: Results) -> "Figure":
     """Accuracy of the transformer against leaf size, a line for each weight of the hardening loss."""
-    plain, *trees = summarize_layers(plan, results)["layers"]
-    lines: dict[str, list[dict]] = {}
-    for layer in trees:
-        lines.setdefault(f"trees, h = {layer['hardening']}", []).append(layer)
+    lines = _lines(plan, results, lambda layer: f"trees, h = {layer['hardening']}")
+    [plain] = lines.pop(TITLES["ff"])
     figure, [[axes]] = new_figure(7, 4.2)
     _draw_metric(axes, lines, "generalisation", lambda layer: layer["block"])
     if plain["generalisation"]:
@@ -71,9 +61,8 @@ def draw_timing(plan: Sequence[LayerTiming], results: Results) -> "Figure":
         for axes, kinds in zip(panels, (tuple(TITLES), ("moe", "fff")), strict=True):
             for kind in kinds:
                 cases = [case for case in results if case["batch_size"] == batch_size and kind in case["times"]]
-                _draw_line(
-                    axes, TITLES[kind], [case["blocks"] for case in cases], [case["times"][kind] for case in cases]
-                )
+                times = [case["times"][kind] for case in cases]
+                _draw_line(axes, TITLES[kind], [case["blocks"] for case in cases], times)
             _log_scale(axes, "x")
             axes.set(xlabel="blocks", ylabel=f"ms a call, {batch_size} input{'s' * (batch_size > 1)}")
             axes.legend(fontsize=9)
@@ -116,20 +105,27 @@ def _hardening(plan: Plan, results: Results) -> list[tuple[LayerTraining, dict]]
 
 
 def _lines(plan: Plan, results: Results, describe: Callable[[dict], str]) -> dict[str, list[dict]]:
-    """The summaries of plain layers and those of trees, by what `describe` returns of them."""
+    """The summaries of layers by the name of their line: of trees, what `describe` returns."""
     lines: dict[str, list[dict]] = {}
     for layer in summarize_layers(plan, results)["layers"]:
-        name = f"{TITLES['fff']}, {describe(layer)}" if layer["kind"] == "fff" else TITLES["ff"]
+        name = describe(layer) if layer["kind"] == "fff" else TITLES[layer["kind"]]
         lines.setdefault(name, []).append(layer)
     return lines
 
 
-def _draw_accuracies(lines: dict[str, list[dict]], xlabel: str, x: Callable[[dict], float]) -> "Figure":
-    figure, [panels] = new_figure(10, 4.2, 1, 2)
-    for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
+def _draw_metrics(
+    lines: dict[str, list[dict]], metrics: dict[str, str], xlabel: str, x: Callable[[dict], float]
+) -> "Figure":
+    """A panel for each of two or four metrics, with one legend for all, which show the same lines."""
+    rows = len(metrics) // 2
+    figure, panels = new_figure(10, {1: 4.2, 2: 7.5}[rows], rows, 2)
+    for axes, (metric, label) in zip(panels.flat, metrics.items(), strict=True):
         _draw_metric(axes, lines, metric, x)
         axes.set(xlabel=xlabel, ylabel=label)
-    _legend_below(figure, panels[0])
+        if metric in EPOCHS:
+            _log_scale(axes, "y")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure
 
 
@@ -164,12 +160,6 @@ def _draw_entropies(curves: dict[str, list], title: str) -> "Figure | None":
     _log_scale(axes, "x")
     axes.legend(fontsize=9)
     return figure
-
-
-def _legend_below(figure: "Figure", axes: "Axes") -> None:
-    """Adds one legend for all panels, which show the same lines as `axes`."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
 
 
 def _log_scale(axes: "Axes", which: str) -> None:

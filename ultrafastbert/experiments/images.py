@@ -23,10 +23,6 @@ HUB = {
     "cifar100": ("uoft-cs/cifar100", None, "img", "fine_label"),
 }
 """Repository, configuration, and the columns of images and classes."""
-TEST_FRACTION = 0.2
-"""The fraction of digits, which have no test split, that becomes one."""
-VALIDATION_FRACTION = 0.1
-"""The fraction of training images held out for validation, as in the paper."""
 
 Part = tuple[torch.Tensor, torch.Tensor]
 """float32 images `(images, channels, height, width)` and int64 classes `(images,)`."""
@@ -80,13 +76,13 @@ def load_images(name: str) -> Images:
 
 
 def _digits() -> Images:
-    """1797 images of 8x8 pixels; a fifth of them, always the same ones, are the test split."""
+    """1797 images of 8x8 pixels without a test split; a fifth of them, always the same ones, become one."""
     from sklearn.datasets import load_digits
 
     pixels, classes = cast(tuple[np.ndarray, np.ndarray], load_digits(return_X_y=True))
     images = pixels.reshape(-1, 1, 8, 8).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(images))
-    test, train = np.split(order, [round(TEST_FRACTION * len(images))])
+    test, train = np.split(order, [round(0.2 * len(images))])
     return Images("digits", (images[train], classes[train]), (images[test], classes[test]))
 
 
@@ -114,22 +110,19 @@ def _from_hub(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 def split_images(images: Images, seed: int) -> dict[str, Part]:
     """The `train`, `validation` and `test` parts for a training.
 
-    A tenth of the training split, drawn by `seed`, is for validation. The mean image of `train` is subtracted from all
-    images, then each channel is scaled to a standard deviation of 1 over `train`. Trees need a mean of their own for
-    each pixel: what all images have in common would give the decisions of a node the same sign for nearly all of
-    them, and the hardening loss would keep it.
+    A tenth of the training split, drawn by `seed`, is for validation, as in the paper. The mean image of `train` is
+    subtracted from all images, then each channel is scaled to a standard deviation of 1 over `train`. Trees need a
+    mean for each pixel: what all images have in common would give the decisions of a node the same sign for nearly all
+    of them, and the hardening loss would keep it.
     """
     pixels, classes = images.train
     order = np.random.default_rng(seed).permutation(len(pixels))
-    validation, train = np.split(order, [round(VALIDATION_FRACTION * len(pixels))])
+    validation, train = np.split(order, [round(0.1 * len(pixels))])
     mean = pixels[train].mean(axis=0).astype(np.float32)
     deviation = (pixels[train] - mean).std(axis=(0, 2, 3), keepdims=True)
 
     def part(pixels: np.ndarray, classes: np.ndarray) -> Part:
         return torch.from_numpy((pixels - mean) / deviation), torch.from_numpy(classes.astype(np.int64))
 
-    return {
-        "train": part(pixels[train], classes[train]),
-        "validation": part(pixels[validation], classes[validation]),
-        "test": part(*images.test),
-    }
+    parts = {name: part(pixels[some], classes[some]) for name, some in (("train", train), ("validation", validation))}
+    return parts | {"test": part(*images.test)}

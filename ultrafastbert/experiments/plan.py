@@ -1,5 +1,6 @@
 """The layers that each experiment compares, as trainings that can run in any order and in any process."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -8,13 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ultrafastbert.experiments.arguments import (
-    ExpertsArguments,
-    InferenceSizeArguments,
-    LayerTrainingArguments,
-    VitArguments,
-    WidthsArguments,
-)
+from ultrafastbert.experiments import arguments as sections
 from ultrafastbert.experiments.candidates import Candidate
 from ultrafastbert.experiments.images import Images, split_images
 from ultrafastbert.experiments.training import augment_images, train_classifier
@@ -22,6 +17,9 @@ from ultrafastbert.experiments.vit import VisionTransformer
 from ultrafastbert.layers.blocks import BlockLayer
 
 SIZES = ("training_width", "training_size", "inference_width", "inference_size")
+Section = (
+    sections.WidthsArguments | sections.InferenceSizeArguments | sections.ExpertsArguments | sections.VitArguments
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class LayerTraining:
 
     layer: Candidate
     seed: int
-    arguments: LayerTrainingArguments
-    transformer: VitArguments | None = None
+    arguments: sections.LayerTrainingArguments
+    transformer: sections.VitArguments | None = None
 
     threads: ClassVar[int] = 1
     """One, so that results do not depend on the number of processes."""
@@ -81,69 +79,46 @@ class LayerTraining:
         vit = self.transformer
         if vit is None:
             return nn.Sequential(nn.Flatten(), self.layer.build(math.prod(images.shape), images.classes))
-        return VisionTransformer(
-            images.shape,
-            images.classes,
-            vit.patch_size,
-            vit.hidden_size,
-            vit.depth,
-            vit.heads,
-            self.layer.build,
-            vit.dropout,
-        )
+        sizes = (vit.patch_size, vit.hidden_size, vit.depth, vit.heads)
+        return VisionTransformer(images.shape, images.classes, *sizes, self.layer.build, vit.dropout)
 
 
-def plan_widths(section: WidthsArguments) -> list[LayerTraining]:
+def plan_widths(section: sections.WidthsArguments) -> list[LayerTraining]:
     """A plain layer of each width, and trees of each leaf size and width."""
-    plain = [_plain(width) for width in section.widths]
-    trees = [
-        Candidate("fff", width, leaf, section.hardening) for leaf in section.leaf_sizes for width in section.widths
-    ]
-    return _trainings(plain + trees, section)
-
-
-def plan_inference_size(section: InferenceSizeArguments) -> list[LayerTraining]:
-    """Trees of each depth and leaf size, and plain layers of their inference sizes."""
-    trees = [
-        Candidate("fff", leaf * 2**depth, leaf, section.hardening)
-        for depth in section.depths
-        for leaf in section.leaf_sizes
-    ]
-    plain = [_plain(size) for size in sorted({tree.block + tree.depth for tree in trees})]
-    return _trainings(plain + trees, section)
-
-
-def plan_experts(section: ExpertsArguments) -> list[LayerTraining]:
-    """A plain layer, a mixture of experts and a tree of each width."""
-    layers = []
-    for width in section.widths:
-        mixture = Candidate("moe", width, section.expert_size, k=section.k)
-        layers += [_plain(width), mixture, Candidate("fff", width, section.leaf_size, section.hardening)]
+    layers = [Candidate("ff", width, width) for width in section.widths]
+    for leaf in section.leaf_sizes:
+        layers += [Candidate("fff", width, leaf, section.hardening) for width in section.widths]
     return _trainings(layers, section)
 
 
-def plan_vit(section: VitArguments) -> list[LayerTraining]:
+def plan_inference_size(section: sections.InferenceSizeArguments) -> list[LayerTraining]:
+    """Trees of each depth and leaf size, and plain layers of their inference sizes."""
+    trees = []
+    for depth in section.depths:
+        trees += [Candidate("fff", leaf * 2**depth, leaf, section.hardening) for leaf in section.leaf_sizes]
+    plain = [Candidate("ff", size, size) for size in sorted({tree.block + tree.depth for tree in trees})]
+    return _trainings(plain + trees, section)
+
+
+def plan_experts(section: sections.ExpertsArguments) -> list[LayerTraining]:
+    """A plain layer, a mixture of experts and a tree of each width."""
+    layers = []
+    for width in section.widths:
+        layers += [Candidate("ff", width, width), Candidate("moe", width, section.expert_size, k=section.k)]
+        layers += [Candidate("fff", width, section.leaf_size, section.hardening)]
+    return _trainings(layers, section)
+
+
+def plan_vit(section: sections.VitArguments) -> list[LayerTraining]:
     """A plain layer, and trees of each leaf size and weight of the hardening loss, in a vision transformer."""
-    trees = [
-        Candidate("fff", section.width, leaf, hardening)
-        for leaf in section.leaf_sizes
-        for hardening in section.hardenings
-    ]
-    return _trainings([_plain(section.width), *trees], section, section)
+    layers = [Candidate("ff", section.width, section.width)]
+    for leaf in section.leaf_sizes:
+        layers += [Candidate("fff", section.width, leaf, hardening) for hardening in section.hardenings]
+    return _trainings(layers, section)
 
 
-def _plain(width: int) -> Candidate:
-    return Candidate("ff", width, width)
-
-
-def _trainings(
-    layers: list[Candidate],
-    section: WidthsArguments | InferenceSizeArguments | ExpertsArguments | VitArguments,
-    transformer: VitArguments | None = None,
-) -> list[LayerTraining]:
+def _trainings(layers: list[Candidate], section: Section) -> list[LayerTraining]:
     """The trainings of each layer with each seed, those of a layer one after another."""
-    return [
-        LayerTraining(layer, seed, section.training, transformer)
-        for layer in dict.fromkeys(layers)
-        for seed in range(section.runs)
-    ]
+    vit = section if isinstance(section, sections.VitArguments) else None
+    pairs = itertools.product(dict.fromkeys(layers), range(section.runs))
+    return [LayerTraining(layer, seed, section.training, vit) for layer, seed in pairs]

@@ -12,8 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,10 @@ from ultrafastbert.utils.errors import Interrupted, UserError
 from ultrafastbert.utils.progress import progress_bar
 
 Measurement = LayerTraining | LayerTiming
+Plan = Sequence[Measurement]
 
 
-def run_measurements(
-    plan: Sequence[Measurement], images: Any, directory: Path, workers: int, device: str
-) -> list[dict]:
+def run_measurements(plan: Plan, images: Any, directory: Path, workers: int, device: str) -> list[dict]:
     """Runs those of `plan` that have no result in `directory`.
 
     Args:
@@ -52,11 +50,11 @@ def run_measurements(
     """
     store = ResultStore(directory)
     settings = {measurement.file: measurement.settings(images, device) for measurement in plan}
-    finished = [measurement for measurement in plan if store.is_finished(measurement)]
-    for measurement in finished:
-        store.read(measurement.file, settings[measurement.file])
-    missing = [measurement for measurement in plan if measurement not in finished]
-    with progress_bar(len(plan), directory.name, initial=len(finished)) as bar:
+    missing = [measurement for measurement in plan if not store.is_finished(measurement)]
+    for measurement in plan:
+        if measurement not in missing:
+            store.read(measurement.file, settings[measurement.file])
+    with progress_bar(len(plan), directory.name, initial=len(plan) - len(missing)) as bar:
 
         def show_progress() -> None:
             for measurement in [measurement for measurement in missing if store.is_finished(measurement)]:
@@ -73,19 +71,16 @@ def run_measurements(
     return [store.read(file, settings[file]) for file in settings]
 
 
-def _work(
-    store: ResultStore,
-    plan: Sequence[Measurement],
-    images: Any,
-    device: str,
-    after_each: Callable[[], None] = lambda: None,
-) -> None:
+def _work(store: ResultStore, plan: Plan, images: Any, device: str, after_each: Callable[[], None]) -> None:
     """Runs measurements until all of `plan` are finished, here or in other processes."""
 
     def run(measurement: Measurement, check: Callable[[], None]) -> None:
-        start = time.perf_counter()
-        with _threads(measurement.threads):
+        threads, start = torch.get_num_threads(), time.perf_counter()
+        torch.set_num_threads(measurement.threads)
+        try:
             outcome = measurement.measure(images, device, check)
+        finally:
+            torch.set_num_threads(threads)
         result = {
             "run": f"{store.directory.name}, {measurement.file.removesuffix('.json')}",
             "settings": measurement.settings(images, device),
@@ -96,19 +91,6 @@ def _work(
         after_each()
 
     store.finish(lambda: plan, run)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# several processes
 
 
 def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], None]) -> None:
@@ -145,7 +127,7 @@ def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], No
 def _work_from_file(name: str) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        _work(*pickle.loads(Path(name).read_bytes()))
+        _work(*pickle.loads(Path(name).read_bytes()), after_each=lambda: None)
     except Interrupted as error:  # the main process prints the message
         sys.exit(error.exit_code)
     except UserError as error:
@@ -153,7 +135,6 @@ def _work_from_file(name: str) -> None:
 
 
 def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
     os._exit(1)

@@ -7,9 +7,11 @@ find it. (A mixture with k = 1 could not be trained.) Weights are random, so inp
 Source: arXiv 2308.14711, "Inference speed comparison".
 """
 
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ class LayerTiming:
         """
         layers = self.build(device)
         x = torch.randn(self.batch_size, self.arguments.hidden_size, device=device)
-        calls: dict[str, Callable[[], object]] = {kind: _call(layer, x) for kind, layer in layers.items()}
+        calls: dict[str, Callable[[], object]] = {kind: partial(_infer, layer, x) for kind, layer in layers.items()}
         times = take_turns(calls, self.arguments.seconds, device=device)
         summaries = {kind: _summarize(values) for kind, values in times.items()}
         return {"batch_size": self.batch_size, "blocks": self.blocks, "times": summaries}
@@ -73,17 +75,13 @@ class LayerTiming:
 
 def plan_timing(section: TimingArguments) -> list[LayerTiming]:
     """The timings of each batch size and number of blocks."""
-    return [
-        LayerTiming(section, batch_size, blocks) for batch_size in section.batch_sizes for blocks in section.blocks
-    ]
+    pairs = itertools.product(section.batch_sizes, section.blocks)
+    return [LayerTiming(section, batch_size, blocks) for batch_size, blocks in pairs]
 
 
-def _call(layer: nn.Module, x: torch.Tensor) -> Callable[[], None]:
-    def call() -> None:
-        with torch.inference_mode():
-            layer(x)
-
-    return call
+def _infer(layer: nn.Module, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        layer(x)
 
 
 def _summarize(seconds: list[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from ultrafastbert.experiments.candidates import Candidate
 from ultrafastbert.experiments.plan import LayerTraining
 
 ACCURACIES = ("memorisation", "generalisation", "validation")
-COUNTS = ("memorisation_epoch", "generalisation_epoch", "leaves_used")
+EPOCHS = ("memorisation_epoch", "generalisation_epoch")
 
 
 def summarize_layers(plan: Sequence[LayerTraining], results: Sequence[dict]) -> dict:
@@ -39,12 +39,9 @@ def _summarize_layer(layer: Candidate, pairs: list[tuple[LayerTraining, dict]]) 
     summary |= {"diverged": {result["run"]: result["diverged"] for _, result in pairs if "diverged" in result}}
     summary |= {"seeds": [training.seed for training, result in pairs if "diverged" not in result]}
     summary |= {name: _statistics([100 * result[name] for result in finished]) for name in ACCURACIES}
-    for name in COUNTS:
-        values = [result[name] for result in finished]
-        if name == "leaves_used":
-            values = [mean(trees) for trees in values if trees]
-        summary[name] = _statistics(values)
-    return summary
+    summary |= {name: _statistics([result[name] for result in finished]) for name in EPOCHS}
+    leaves = [mean(result["leaves_used"]) for result in finished if result["leaves_used"]]
+    return summary | {"leaves_used": _statistics(leaves)}
 
 
 def _statistics(values: list[float]) -> dict | None:

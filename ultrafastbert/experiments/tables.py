@@ -9,27 +9,27 @@ Notable:
 from collections.abc import Callable
 from typing import Any
 
-from ultrafastbert.experiments.arguments import (
-    ExpertsArguments,
-    InferenceSizeArguments,
-    TimingArguments,
-    VitArguments,
-    WidthsArguments,
-)
+from ultrafastbert.experiments import arguments as sections
 from ultrafastbert.experiments.candidates import TITLES
 from ultrafastbert.utils.tables import markdown_table
 
+HEADINGS = {
+    "widths": "Accuracy against training width and leaf size",
+    "inference_size": "Accuracy against the number of neurons used in inference",
+    "experts": "Trees and mixtures of experts of the same training widths",
+    "vit": "Trees as the feedforward layers of a vision transformer",
+    "timing": "Time of a forward pass against the number of blocks",
+}
 METRICS = {"memorisation": "M_A", "generalisation": "G_A"}
 
 Show = Callable[[dict, str], str]
 """The text of a cell for a layer's summary and the name of a metric."""
 
 
-def render(title: str, section: Any, content: dict, tables: Callable[[Any, dict], list[str]]) -> str:
+def render(section: Any, content: dict, tables: Callable[[Any, dict], list[str]]) -> str:
     """An experiment's Markdown file.
 
     Args:
-        title: the heading.
         section: the experiment's options.
         content: what the experiment's JSON file contains.
         tables: the function that returns the tables, one of those below.
@@ -37,13 +37,17 @@ def render(title: str, section: Any, content: dict, tables: Callable[[Any, dict]
     describe = _describe_training if "layers" in content else _describe_timing
     where = "; ".join(f"{e['device']}, torch {e['torch']}, Python {e['python']}" for e in content["environment"])
     diverged = [pair for layer in content.get("layers", ()) for pair in layer["diverged"].items()]
-    paragraphs = [f"# {title}", f"{describe(section, content)} {where}.", *tables(section, content)]
+    paragraphs = [
+        f"# {HEADINGS[content['experiment']]}",
+        f"{describe(section, content)} {where}.",
+        *tables(section, content),
+    ]
     if diverged:
         paragraphs.append("\n".join(f"- {run} diverged: {reason}" for run, reason in diverged))
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _describe_training(section: WidthsArguments, content: dict) -> str:
+def _describe_training(section: sections.WidthsArguments, content: dict) -> str:
     training = section.training
     plateau = f", halved on plateaus of {training.plateau} epochs ({training.plateau_of})" if training.plateau else ""
     return (
@@ -55,14 +59,14 @@ def _describe_training(section: WidthsArguments, content: dict) -> str:
     )
 
 
-def _describe_timing(section: TimingArguments, content: dict) -> str:
+def _describe_timing(section: sections.TimingArguments, content: dict) -> str:
     return (
         f"Mean and standard deviation of a call in milliseconds; width {section.hidden_size}, blocks of"
         f" {section.block_size} neurons, of which trees and mixtures use one; threads: {section.threads}."
     )
 
 
-def widths_tables(section: WidthsArguments, content: dict) -> list[str]:
+def widths_tables(section: sections.WidthsArguments, content: dict) -> list[str]:
     """Table 1: a row for each kind of layer, columns for each width."""
     names = [TITLES["ff"], *(f"tree, leaf size {leaf}" for leaf in section.leaf_sizes)]
     cells = {}
@@ -76,10 +80,8 @@ def widths_tables(section: WidthsArguments, content: dict) -> list[str]:
         rows = [[name, *(show(cells[name, width], metric) for width, metric in columns)] for name in names]
         return markdown_table(header, rows)
 
-    leaves = markdown_table(
-        ["model", *(f"w = {width}" for width in section.widths)],
-        [[name, *(_leaves(cells[name, width]) for width in section.widths)] for name in names[1:]],
-    )
+    reached = [[name, *(_leaves(cells[name, width]) for width in section.widths)] for name in names[1:]]
+    leaves = markdown_table(["model", *(f"w = {width}" for width in section.widths)], reached)
     return [
         *["**The best training**", table(_best)],
         *["**Mean and standard deviation**", table(_mean)],
@@ -88,7 +90,7 @@ def widths_tables(section: WidthsArguments, content: dict) -> list[str]:
     ]
 
 
-def inference_size_tables(section: InferenceSizeArguments, content: dict) -> list[str]:
+def inference_size_tables(section: sections.InferenceSizeArguments, content: dict) -> list[str]:
     """Figure 2 as a table: a row for each layer, sorted by inference size."""
     header = ["inference size", "model", "training width", "M_A, best", "M_A", "G_A, best", "G_A", "leaves reached"]
     rows = []
@@ -101,20 +103,18 @@ def inference_size_tables(section: InferenceSizeArguments, content: dict) -> lis
     return [markdown_table(header, rows)]
 
 
-def experts_tables(section: ExpertsArguments, content: dict) -> list[str]:
+def experts_tables(section: sections.ExpertsArguments, content: dict) -> list[str]:
     """Table 2: a row for each width, the three kinds of layers side by side."""
     cells = {(layer["kind"], layer["width"]): layer for layer in content["layers"]}
-    titles = {
-        "ff": TITLES["ff"],
-        "moe": f"{TITLES['moe']} (e = {section.expert_size}, k = {section.k})",
-        "fff": f"{TITLES['fff']} (l = {section.leaf_size})",
-    }
-    columns = [heading for title in titles.values() for heading in (f"{title}: M_A", "ETT", "G_A", "ETT")]
+    sizes = ["", f" (e = {section.expert_size}, k = {section.k})", f" (l = {section.leaf_size})"]
+    columns = []
+    for title, size in zip(TITLES.values(), sizes, strict=True):
+        columns += [f"{title}{size}: M_A", "ETT", "G_A", "ETT"]
 
     def table(show: Show) -> str:
         rows = []
         for width in section.widths:
-            of_width = [cells[kind, width] for kind in titles]
+            of_width = [cells[kind, width] for kind in TITLES]
             numbers = [cell(layer, metric) for layer in of_width for metric in METRICS for cell in (show, _epochs)]
             rows.append([width, *numbers, _leaves(cells["fff", width])])
         return markdown_table(["width", *columns, "leaves reached"], rows)
@@ -125,13 +125,11 @@ def experts_tables(section: ExpertsArguments, content: dict) -> list[str]:
     ]
 
 
-def vit_tables(section: VitArguments, content: dict) -> list[str]:
+def vit_tables(section: sections.VitArguments, content: dict) -> list[str]:
     """Table 3: a row for each leaf size, with the accuracy for each weight of the hardening loss."""
     header = ["model", "depth", "training width", "training size", "inference width", "inference size"]
-    header += [f"G_A, h = {hardening:g}" for hardening in section.hardenings] + [
-        "G_A, h by validation",
-        "leaves reached",
-    ]
+    header += [*(f"G_A, h = {hardening:g}" for hardening in section.hardenings), "G_A, h by validation"]
+    header += ["leaves reached"]
     plain, *trees = content["layers"]
     untried = ["–"] * len(section.hardenings)
     rows = [[TITLES["ff"], "–", *_relative_sizes(plain, plain), *untried, _mean(plain, "generalisation"), "–"]]
@@ -145,7 +143,7 @@ def vit_tables(section: VitArguments, content: dict) -> list[str]:
     return [markdown_table(header, rows)]
 
 
-def timing_tables(section: TimingArguments, content: dict) -> list[str]:
+def timing_tables(section: sections.TimingArguments, content: dict) -> list[str]:
     """Figures 3 and 4 as tables, one for each batch size: a row for each number of blocks."""
     header = ["blocks", "depth", *TITLES.values(), "mixture / tree", "feedforward / tree"]
     parts = []
@@ -157,9 +155,6 @@ def timing_tables(section: TimingArguments, content: dict) -> list[str]:
             rows.append([f"{blocks:,}", blocks.bit_length() - 1, *cells, _ratio(times, "moe"), _ratio(times, "ff")])
         parts += [f"**Inputs in a call: {batch_size}**", markdown_table(header, rows)]
     return [*parts, "Ratios are of medians."]
-
-
-# cells
 
 
 def _relative_sizes(layer: dict, plain: dict) -> list[str]:

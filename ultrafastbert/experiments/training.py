@@ -8,7 +8,7 @@ Notable:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,9 +18,6 @@ from ultrafastbert.experiments.images import Part
 from ultrafastbert.layers.blocks import BlockLayer
 from ultrafastbert.layers.soft import SoftFFF
 from ultrafastbert.layers.usage import LeafCounter, tree_layers
-
-EVALUATION_BATCH = 4096
-"""Images evaluated at a time."""
 
 
 def train_classifier(
@@ -55,17 +52,14 @@ def train_classifier(
     optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[arguments.optimizer]
     optimizer = optimizer_class([p for p in model.parameters() if p.requires_grad], lr=arguments.lr)
     tolerated = (arguments.plateau or arguments.epochs) - 1  # epochs without improvement that do not halve the rate
-    halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, mode="max", factor=0.5, patience=tolerated, threshold=0
-    )
+    halving = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.5, patience=tolerated, threshold=0)
     trees = [tree for tree in tree_layers(model) if isinstance(tree, SoftFFF)]
     history: dict[str, list] = {"loss": [], "train": [], "validation": []} | ({"entropy": []} if trees else {})
     best, best_epoch = {"train": -1.0, "validation": -1.0}, {"train": 0, "validation": 0}
     weights: dict[str, torch.Tensor] = {}
     for epoch in range(1, arguments.epochs + 1):
-        loss, entropy = _train_epoch(
-            model, trees, data["train"], optimizer, arguments.batch_size, order, augment, check
-        )
+        batches = torch.randperm(len(data["train"][0]), generator=order).split(arguments.batch_size)
+        loss, entropy = _train_epoch(model, trees, data["train"], batches, optimizer, augment, check)
         if not math.isfinite(loss):
             return {"diverged": f"the loss of epoch {epoch} is {loss}", "history": history}
         history["loss"].append(round(loss, 6))
@@ -82,13 +76,15 @@ def train_classifier(
             break
         halving.step(history[arguments.plateau_of][-1])
     model.load_state_dict(weights)
+    with LeafCounter(model) as leaves:
+        accuracy(model, data["train"])
     return {
         "memorisation": best["train"],
         "memorisation_epoch": best_epoch["train"],
         "validation": best["validation"],
         "generalisation": accuracy(model, data["test"]),
         "generalisation_epoch": best_epoch["validation"],
-        "leaves_used": _count_leaves(model, data["train"]),
+        "leaves_used": [int(counts.count_nonzero()) for counts in leaves.counts],
         "epochs": len(history["loss"]),
         "history": history,
     }
@@ -98,18 +94,17 @@ def _train_epoch(
     model: nn.Module,
     trees: list[SoftFFF],
     part: Part,
+    batches: Sequence[torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    batch_size: int,
-    order: torch.Generator,
     augment: Callable[[torch.Tensor], torch.Tensor],
     check: Callable[[], None],
 ) -> tuple[float, list[list[float]]]:
     """Returns the mean loss, and for each tree the mean, least and greatest entropy of its nodes."""
     model.train()
     images, classes = part
-    total, batches = 0.0, torch.randperm(len(images), generator=order).to(images.device).split(batch_size)
+    total = 0.0
     entropies = [torch.zeros(2**tree.depth - 1, device=images.device) for tree in trees]
-    for batch in batches:
+    for batch in (batch.to(images.device) for batch in batches):
         logits = model(augment(images[batch]))
         loss = nn.functional.cross_entropy(logits, classes[batch])
         loss = loss + sum(module.auxiliary_loss for module in model.modules() if isinstance(module, BlockLayer))
@@ -124,22 +119,13 @@ def _train_epoch(
     return total / len(images), [[round(value, 5) for value in values] for values in ranges]
 
 
-def _count_leaves(model: nn.Module, part: Part) -> list[int]:
-    """For each tree of the model, the number of leaves that an image reaches."""
-    with LeafCounter(model) as leaves:
-        accuracy(model, part)
-    return [int(counts.count_nonzero()) for counts in leaves.counts]
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, part: Part) -> float:
     """The fraction of images whose class has the greatest logit, in evaluation mode."""
     model.eval()
     images, classes = part
-    hits = [
-        model(x).argmax(dim=-1).eq(y).sum()
-        for x, y in zip(images.split(EVALUATION_BATCH), classes.split(EVALUATION_BATCH), strict=True)
-    ]
+    batches = zip(images.split(4096), classes.split(4096), strict=True)
+    hits = [model(x).argmax(dim=-1).eq(y).sum() for x, y in batches]
     return torch.stack(hits).sum().item() / len(images)
 
 

@@ -51,9 +51,6 @@ class Encoder:
 def find_models(names: list[str]) -> list[str]:
     """Replaces the directory of a pretraining run by its checkpoints.
 
-    Args:
-        names: of models, checkpoints and runs.
-
     Returns:
         Checkpoints, in the order of their steps, and then models, in the order given.
 
@@ -87,12 +84,10 @@ def load_encoder(name: str) -> Encoder:
     path = Path(name)
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"model {name} does not exist, and is not a name on the Hub")
-    load = _load_checkpoint if _is_checkpoint(path) else _load_pretrained
     with _quiet_transformers():
-        encoder = load(name)
+        encoder = _load_checkpoint(name) if _is_checkpoint(path) else _load_pretrained(name)
     encoder.model.eval()
-    _check_trees(encoder)
-    _check_tokenizer(encoder)
+    _check(encoder)
     return encoder
 
 
@@ -110,28 +105,27 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_pretrained(name: str) -> Encoder:
+@contextmanager
+def _errors_begin(message: str) -> Iterator[None]:
+    """Errors of any library (transformers, safetensors, torch, the Hub) become a UserError, "MESSAGE: ERROR"."""
     try:
-        model, found = AutoModel.from_pretrained(name, output_loading_info=True)
-    except Exception as error:  # errors of transformers, safetensors and the Hub
-        raise UserError(f"model {name} cannot be loaded: {error}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        yield
     except Exception as error:
-        raise UserError(
-            f"the tokenizer of model {name}, which should be beside it, cannot be loaded: {error}"
-        ) from error
+        raise UserError(f"{message}: {error}") from error
+
+
+def _load_pretrained(name: str) -> Encoder:
+    with _errors_begin(f"model {name} cannot be loaded"):
+        model, found = AutoModel.from_pretrained(name, output_loading_info=True)
+    with _errors_begin(f"the tokenizer of model {name}, which should be beside it, cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
     if found["missing_keys"]:
         raise UserError(f"model {name} has no weights for {', '.join(sorted(found['missing_keys']))}")
-    return Encoder(name, model, tokenizer, _tokens_spent(Path(name)))
-
-
-def _tokens_spent(directory: Path) -> int | None:
-    """The tokens of pretraining, if a run wrote them beside its model."""
-    try:
-        return json.loads((directory / TRAINING_RECORD).read_text(encoding="utf-8"))["tokens"]
+    try:  # a run writes the tokens of pretraining beside its model
+        tokens = json.loads((Path(name) / TRAINING_RECORD).read_text(encoding="utf-8"))["tokens"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        tokens = None
+    return Encoder(name, model, tokenizer, tokens)
 
 
 def _load_checkpoint(name: str) -> Encoder:
@@ -140,31 +134,18 @@ def _load_checkpoint(name: str) -> Encoder:
     if "config" not in content:
         content |= _facts_missing_in_version_0_1(path, content)
     model = UltraFastBertForMaskedLM(UltraFastBertConfig.from_dict(content["config"]))
-    try:
+    with _errors_begin(f"checkpoint {name} cannot be loaded"):
         load_model(model, path / "model.safetensors")
-    except Exception as error:  # safetensors reports damaged files, torch wrong shapes
-        raise UserError(f"checkpoint {name} cannot be loaded: {error}") from error
-    return Encoder(name, model.model, _load_tokenizer(path, content), content["progress"]["tokens"])
-
-
-def _load_tokenizer(checkpoint: Path, content: dict) -> PreTrainedTokenizerBase:
-    final = run_of(checkpoint) / FINAL
-    directory = final if final.is_dir() else _open_data(checkpoint, content).tokenizer_directory
-    try:
-        return AutoTokenizer.from_pretrained(directory)
-    except Exception as error:
-        raise UserError(
-            f"checkpoint {checkpoint} needs the tokenizer in {directory}, which cannot be loaded: {error}"
-        ) from error
+    final = run_of(path) / FINAL
+    directory = final if final.is_dir() else _open_data(path, content).tokenizer_directory
+    with _errors_begin(f"checkpoint {path} needs the tokenizer in {directory}, which cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    return Encoder(name, model.model, tokenizer, content["progress"]["tokens"])
 
 
 def _open_data(checkpoint: Path, content: dict) -> PackedData:
-    try:
+    with _errors_begin(f"checkpoint {checkpoint} is of a run that has not ended, and needs the tokenizer of its data"):
         data = open_packed(content["data_directory"])
-    except UserError as error:
-        raise UserError(
-            f"checkpoint {checkpoint} is of a run that has not ended, and needs the tokenizer of its data: {error}"
-        ) from error
     if data.fingerprint != content["data_fingerprint"]:
         raise UserError(f"checkpoint {checkpoint} was trained on other data than {data.directory} has now")
     return data
@@ -178,12 +159,8 @@ def _facts_missing_in_version_0_1(checkpoint: Path, content: dict) -> dict:
     """
     run = run_of(checkpoint)
     if (run / FINAL).is_dir():
-        try:
+        with _errors_begin(f"checkpoint {checkpoint} needs the model in {run / FINAL}, which cannot be read"):
             return {"config": AutoConfig.from_pretrained(run / FINAL).to_dict()}
-        except Exception as error:
-            raise UserError(
-                f"checkpoint {checkpoint} needs the model in {run / FINAL}, which cannot be read: {error}"
-            ) from error
     settings = (run / CONFIG).read_text(encoding="utf-8") if (run / CONFIG).is_file() else ""
     comment = re.search(r"^# data: (.*), fingerprint ", settings, re.MULTILINE)
     if comment is None:
@@ -194,17 +171,12 @@ def _facts_missing_in_version_0_1(checkpoint: Path, content: dict) -> dict:
     return found | {"config": config.to_dict()}
 
 
-def _check_trees(encoder: Encoder) -> None:
-    if tree_layers(encoder.model):
-        return
-    trees = [module for module in encoder.model.modules() if isinstance(module, FFF)]
-    what = "trees of depth 0, which decide nothing" if trees else "no trees in its layers"
-    raise UserError(
-        f"model {encoder.name} is a {type(encoder.model).__name__} with {what}: there is nothing to inspect"
-    )
-
-
-def _check_tokenizer(encoder: Encoder) -> None:
+def _check(encoder: Encoder) -> None:
+    if not tree_layers(encoder.model):
+        trees = [module for module in encoder.model.modules() if isinstance(module, FFF)]
+        found = f"{type(encoder.model).__name__} with "
+        found += "trees of depth 0, which decide nothing" if trees else "no trees in its layers"
+        raise UserError(f"model {encoder.name} is a {found}: there is nothing to inspect")
     known, needed = encoder.model.config.vocab_size, len(encoder.tokenizer)
     if needed > known:
         raise UserError(f"model {encoder.name} knows {known:,} tokens; its tokenizer has {needed:,}")

@@ -54,10 +54,8 @@ def decisions(layer: FFF | SoftFFF) -> tuple[torch.Tensor, torch.Tensor]:
         ValueError: nodes of several neurons, whose decisions are not hyperplanes.
     """
     if isinstance(layer, SoftFFF):
-        if layer.node_size > 1:
-            raise ValueError(
-                f"layer has node_size {layer.node_size}; only nodes of a single neuron decide at hyperplanes"
-            )
+        if (size := layer.node_size) > 1:
+            raise ValueError(f"layer has node_size {size}; only nodes of a single neuron decide at hyperplanes")
         return layer.node_weight_in.detach().transpose(0, 1), layer.node_bias_in.detach().transpose(0, 1)
     inner = 2**layer.depth - 1
     weight = layer.weight_in.detach()[:, :inner]
@@ -127,13 +125,13 @@ def half_spaces(layer: FFF | SoftFFF, leaf: int, tree: int = 0) -> HalfSpaces:
 
 @dataclass
 class Change:
-    """How much the outputs of a group of inputs changed, by the largest absolute change of each input's outputs.
+    """How much the outputs of a group of inputs changed.
 
     Attributes:
         inputs: number of inputs.
         changed: number of inputs with an output that is not bit-identical.
-        largest: the largest change, 0 without inputs.
-        mean: the mean change, 0 without inputs.
+        largest: the largest absolute change, 0 without inputs.
+        mean: the mean over inputs of the largest absolute change of their outputs, 0 without inputs.
     """
 
     inputs: int
@@ -172,10 +170,9 @@ class LeafEdit:
     @property
     def _whole(self) -> dict[str, nn.Parameter]:
         """The layer's parameters that have a part for each leaf."""
-        named = dict(self.layer.named_parameters(recurse=False))
-        if isinstance(self.layer, SoftFFF):
-            return {name: parameter for name, parameter in named.items() if name.startswith("leaf_")}
-        return named
+        prefix = "leaf_" if isinstance(self.layer, SoftFFF) else ""
+        named = self.layer.named_parameters(recurse=False)
+        return {name: parameter for name, parameter in named if name.startswith(prefix)}
 
     @property
     def _index(self) -> tuple[int, ...]:
@@ -202,13 +199,9 @@ class LeafEdit:
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
         """Within this context, the leaf has the state that was kept last."""
-        edited = {name: values.clone() for name, values in self.parameters.items()}
-        self.restore()
-        try:
+        with LeafEdit(self.layer, self.leaf, self.tree):  # its end returns to the present state
+            self.restore()
             yield
-        finally:
-            for name, values in self.parameters.items():
-                values.copy_(edited[name])
 
     def retrain(self, loss: Callable[[], torch.Tensor], steps: int, lr: float) -> list[float]:
         """Trains only this leaf, with Adam. All other parameters stay bit-identical.
@@ -249,7 +242,7 @@ class LeafEdit:
         inside = in_region(self.layer, x, self.leaf, self.tree)
         after = self.layer(x)
         with self.undone():
-            change = _change(self.layer(x), after)
+            change = after - self.layer(x)
         return {"inside": _summarize(change, inside), "outside": _summarize(change, ~inside)}
 
     @torch.no_grad()
@@ -292,7 +285,7 @@ class LeafEdit:
                 " an encoder or a masked language model are"
             )
         with self.undone():
-            change = _change(model(input_ids=input_ids, **inputs)[0], after)
+            change = after - model(input_ids=input_ids, **inputs)[0]
         mask = inputs.get("attention_mask")
         real = torch.ones_like(inside) if mask is None else mask != 0
         inside &= real
@@ -301,15 +294,12 @@ class LeafEdit:
         return {name: _summarize(change, group) for name, group in groups.items()}
 
 
-def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    return (after - before).abs().amax(-1)
-
-
 def _summarize(change: torch.Tensor, group: torch.Tensor) -> Change:
-    change = change[group].double()
-    if not len(change):
+    """Of the inputs of a group, from the changes of outputs `(..., outputs)`."""
+    largest = change[group].abs().amax(-1).double()
+    if not len(largest):
         return Change(0, 0, 0.0, 0.0)
-    return Change(len(change), int((change != 0).sum()), change.max().item(), change.mean().item())
+    return Change(len(largest), int((largest != 0).sum()), largest.max().item(), largest.mean().item())
 
 
 def _check_leaf(layer: FFF | SoftFFF, leaf: int, tree: int) -> None:

@@ -58,11 +58,11 @@ class TreeStatistics(LeafCounter):
     def _observe(self, index: int, x: torch.Tensor) -> None:
         layer, x = self.layers[index], x.flatten(0, -2)[self._real]
         nodes = 2**layer.depth - 1
+        tree = torch.arange(layer.trees)
         for some in torch.arange(len(x)).split(max(1, NUMBERS // (layer.trees * x.shape[-1]))):
             path = layer.route(x[some])  # (tokens, trees, depth + 1)
             leaf = path[..., -1] - nodes
             self._count(index, leaf)
-            tree = torch.arange(layer.trees)
             place = tree * 2**layer.depth + leaf  # (tokens, trees)
             self._pairs[index].add(place * self.vocab_size + self._tokens[some, None])
             logit = decision_logits(layer, x[some], path)

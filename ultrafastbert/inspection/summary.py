@@ -13,7 +13,6 @@ from ultrafastbert.layers.usage import evenness
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.progress import track
 
-BATCH_SIZE = 16
 TOKENS_OF_A_LEAF = 8
 """The most frequent tokens of a leaf that a summary lists."""
 
@@ -46,7 +45,7 @@ def summarize(encoder: Encoder, texts: list[str], fullest: int) -> dict:
     if not encoded.lengths.any():
         raise UserError(f"the tokenizer of {encoder.name} finds no tokens in the texts")
     statistics = TreeStatistics(encoder.model)
-    for batch in track(evaluation_batches(encoded.lengths, BATCH_SIZE), encoder.name, "batch", leave=False):
+    for batch in track(evaluation_batches(encoded.lengths, batch_size=16), encoder.name, "batch", leave=False):
         inputs = encoded.batch(batch)
         statistics.run(inputs["input_ids"], inputs["attention_mask"])
     return {
@@ -65,7 +64,7 @@ def _layer(statistics: TreeStatistics, index: int, encoder: Encoder, fullest: in
     first_nodes = [2**level - 1 for level in range(1, layer.depth)]  # of each level but the root
     decided = [int(nodes.sum()) for nodes in visits[:-1]]
     use = [evenness(nodes) for nodes in visits[1:]]
-    passed = torch.cat(visits[:-1], dim=1)  # (trees, nodes)
+    nodes = torch.cat(visits[:-1], dim=1)  # (trees, nodes)
     return {
         "trees": layer.trees,
         "depth": layer.depth,
@@ -77,7 +76,7 @@ def _layer(statistics: TreeStatistics, index: int, encoder: Encoder, fullest: in
         "near_zero": _means(near_zero.tensor_split(first_nodes, dim=1), decided),
         "node_entropy": [
             [total / count if count else None for total, count in zip(*tree, strict=True)]
-            for tree in zip(entropies.tolist(), passed.tolist(), strict=True)
+            for tree in zip(entropies.tolist(), nodes.tolist(), strict=True)
         ],
         "mean_decision_entropy": (entropies.sum() / sum(decided)).item(),
         "mean_near_zero": (near_zero.sum() / sum(decided)).item(),

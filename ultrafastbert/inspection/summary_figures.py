@@ -84,7 +84,6 @@ def draw_over_training(summaries: list[dict], path: Path) -> None:
         _draw_hardness(axes, x, [summary["layers"][index] for summary in summaries])
         axes.set(title=f"layer {index}")
     panels[0, 0].legend(fontsize=7, ncols=2, loc="lower left")
-
     use: dict[str, Callable[[dict], float]] = {
         "fraction of dead leaves": lambda layer: 1 - layer["used"][-1],
         "evenness of the use of leaves": lambda layer: layer["evenness"][-1],
@@ -98,9 +97,8 @@ def draw_over_training(summaries: list[dict], path: Path) -> None:
         axes.set(title=title, xlabel=x_label)
         axes.set_ylim(bottom=0)
     panels[rows, 0].legend(fontsize=8, ncols=1 + count // 9)
-    figure.suptitle(
-        "above: mean entropy of decisions (nats), by level; grey: the middle 80 % of the nodes that are used"
-    )
+    note = "above: mean entropy of decisions (nats), by level; grey: the middle 80 % of the nodes that are used"
+    figure.suptitle(note)
     save_figure(figure, path, dpi=90)
 
 

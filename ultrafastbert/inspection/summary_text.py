@@ -20,20 +20,17 @@ TREES_SHOWN = 4
 def render_summary(summary: dict, traces: list[dict]) -> str:
     """Tables of one encoder, from `summarize` and `trace`."""
     parts = [_headline(summary), *map(_render_trace, traces), _render_layers(summary)]
-    parts += [_render_levels(summary, name) for name in MEASURES]
-    parts += [_render_fullest(summary)]
+    parts += [*(_render_levels(summary, name) for name in MEASURES), _render_fullest(summary)]
     return "\n\n".join(parts)
 
 
 def _headline(summary: dict) -> str:
     layers, pretrained, cut = summary["layers"], summary["pretraining_tokens"], summary["cut"]
     size = ", ".join(str(TreeSize(*size)) for size in dict.fromkeys(sizes(summary)))
-    lines = [
-        f"{summary['model']}: {len(layers)} layers of {size} (trees x depth)"
-        + (f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""),
-        f"{_count(summary['texts'], 'text')}, {_count(summary['tokens'], 'token')}"
-        + (f"; texts cut at the encoder's last position: {cut:,}" if cut else ""),
-    ]
+    tokens = f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""
+    lines = [f"{summary['model']}: {len(layers)} layers of {size} (trees x depth){tokens}"]
+    note = f"; texts cut at the encoder's last position: {cut:,}" if cut else ""
+    lines += [f"{_count(summary['texts'], 'text')}, {_count(summary['tokens'], 'token')}{note}"]
     leaves = max(2 ** layer["depth"] for layer in layers)
     if summary["tokens"] < 20 * leaves:
         lines.append(f"These are few tokens for {leaves:,} leaves: more texts may use leaves that appear dead here.")
@@ -47,23 +44,19 @@ def _count(number: int, noun: str) -> str:
 def _render_trace(traced: dict) -> str:
     trees = len(traced["leaves"][0][0])
     note = f", trees 0 to {TREES_SHOWN - 1} of {trees}" if trees > TREES_SHOWN else ""
-    header = ["layer", *map(str, range(len(traced["leaves"][0])))]
-    rows = [
-        [token, *(" ".join(map(str, layer[:TREES_SHOWN])) for layer in layers)]
-        for token, layers in zip(traced["tokens"], traced["leaves"], strict=True)
-    ]
-    return f"Leaf of each token{note}\n{_align([header, *rows])}"
+    rows = [["layer", *map(str, range(len(traced["leaves"][0])))]]
+    for token, layers in zip(traced["tokens"], traced["leaves"], strict=True):
+        rows.append([token, *(" ".join(map(str, layer[:TREES_SHOWN])) for layer in layers)])
+    return f"Leaf of each token{note}\n{_align(rows)}"
 
 
 def _render_layers(summary: dict) -> str:
     rows = [["layer", "leaves", "dead", "used", "evenness", "fullest leaf", "decision entropy", "near zero"]]
     for index, layer in enumerate(summary["layers"]):
         fullest = max(map(max, layer["leaf_counts"])) / summary["tokens"]
-        rows.append(
-            [f"{index}", f"{layer['trees'] * 2 ** layer['depth']:,}", f"{layer['dead_leaves']:,}"]
-            + [f"{layer['used'][-1]:.0%}", f"{layer['evenness'][-1]:.2f}", f"{fullest:.0%} of tokens"]
-            + [f"{layer['mean_decision_entropy']:.2f}", f"{layer['mean_near_zero']:.1%}"]
-        )
+        row = [f"{index}", f"{layer['trees'] * 2 ** layer['depth']:,}", f"{layer['dead_leaves']:,}"]
+        row += [f"{layer['used'][-1]:.0%}", f"{layer['evenness'][-1]:.2f}", f"{fullest:.0%} of tokens"]
+        rows.append([*row, f"{layer['mean_decision_entropy']:.2f}", f"{layer['mean_near_zero']:.1%}"])
     return f"Leaves and decisions by layer\n{_align(rows)}"
 
 
@@ -112,8 +105,8 @@ def label(summary: dict) -> str:
 def _align(rows: list[list[str]]) -> str:
     """Columns of equal width, the first aligned to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
