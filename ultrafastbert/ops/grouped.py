@@ -19,11 +19,9 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     The answer is also True for bfloat16 on a CPU, where PyTorch's operator is a loop. So tests on a CPU run the same
     code as CUDA does.
     """
-    if dtype != torch.bfloat16 or device.type not in ("cuda", "cpu", "meta"):
+    if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device)[0] not in (9, 10)):
         return False
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10)
-    return True
+    return dtype == torch.bfloat16 and device.type in ("cuda", "cpu", "meta")
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:

@@ -31,16 +31,14 @@ def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
 @torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the operator can be used. The first call builds and loads it, and warns if that fails."""
-    error = _load()
-    if error:
+    if error := _load():
         _warn(str(error))
     return error is None
 
 
 @torch.compiler.assume_constant_result
 def _require() -> None:
-    error = _load()
-    if error:
+    if error := _load():
         raise error
 
 

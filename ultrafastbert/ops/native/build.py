@@ -35,14 +35,7 @@ class BuildError(UserError):
 
 
 def load() -> Path:
-    """Loads the operator's library into this process, and builds it first if there is none.
-
-    Returns:
-        The path of the library.
-
-    Raises:
-        BuildError: the library cannot be built or loaded.
-    """
+    """Loads the library, built first if needed, and returns its path; raises a BuildError if that fails."""
     try:
         library = build()
         torch.ops.load_library(library)
@@ -55,10 +48,7 @@ def build() -> Path:
     """Returns the path of the library for this source, machine and PyTorch; builds it if needed (tens of seconds).
 
     It is in a directory `ultrafastbert-KEY` of `TORCH_EXTENSIONS_DIR`, by default PyTorch's cache directory for
-    extensions. The compiler is `CXX`, by default `c++`.
-
-    Raises:
-        BuildError: there is no compiler, or it fails.
+    extensions. The compiler is `CXX`, by default `c++`. Raises a BuildError if there is no compiler or it fails.
     """
     compiler, directory = _compiler(), _directory()
     if compiler is None:
