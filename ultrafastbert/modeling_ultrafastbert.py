@@ -118,18 +118,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain PyTorch, which can return its weights.
+    """Attention in plain PyTorch, which can return its weights; `kwargs` of other attention functions are ignored.
 
-    Args:
-        module: the attention layer; its `training` turns dropout on.
-        query, key, value: `(batch, heads, seq, head_dim)`.
-        attention_mask: added to the scores, `(batch or 1, heads or 1, seq, seq)`, or None.
-        scaling: multiplied with the scores.
-        dropout: probability of dropping an attention weight.
-        kwargs: ignored; other attention functions use them.
-
-    Returns:
-        The output `(batch, seq, heads, head_dim)` and the weights `(batch, heads, seq, seq)`.
+    Queries, keys and values are `(batch, heads, seq, head_dim)`. A mask, `(batch or 1, heads or 1, seq, seq)`, is
+    added to the scores. Returns the output `(batch, seq, heads, head_dim)` and the weights `(batch, heads, seq, seq)`.
     """
     # At least float32: half-precision scores plus a mask of the lowest number could overflow to -inf, and the softmax
     # of a row of -inf is NaN.
@@ -289,21 +281,15 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             position_ids = self._default_position_ids(inputs, attention_mask)
         else:
             self._check_position_ids(position_ids)
-
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)
-        position_embeddings = None
+        angles = None
         if not self.embeddings.adds_positions:
             head_dim = self.config.hidden_size // self.config.num_attention_heads
-            position_embeddings = rotary_positions(position_ids, head_dim, self.config.rope_theta)
-        hidden_states = self.run_layers(hidden_states, attention_mask, position_embeddings, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+            angles = rotary_positions(position_ids, head_dim, self.config.rope_theta)
+        return BaseModelOutput(self.run_layers(hidden_states, attention_mask, angles, **kwargs))
 
     def run_layers(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        position_embeddings: Angles | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
     ) -> Tensor:
         """The layers and the final norm, `(batch, seq, hidden)` -> `(batch, seq, hidden)`.
 
@@ -503,8 +489,7 @@ class UltraFastBertForTokenClassification(UltraFastBertPreTrainedModel):
             labels: `(batch, seq)` int64 classes, and -100 where the loss ignores a position.
 
         Returns:
-            `logits` `(batch, seq, num_labels)`. With `labels` also the `loss`, the mean cross-entropy, computed in
-            float32.
+            `logits` `(batch, seq, num_labels)`. With `labels` also the `loss`, the mean cross-entropy in float32.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -538,9 +523,8 @@ class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
         """Finds answer spans; arguments not listed are those of `UltraFastBertModel.forward`.
 
         Args:
-            start_positions: `(batch,)` int64, the position of the answer's first token. The loss ignores positions
-                beyond the sequence.
-            end_positions: `(batch,)` int64, the position of its last token.
+            start_positions, end_positions: `(batch,)` int64, the positions of the answer's first and last token. The
+                loss ignores positions beyond the sequence.
 
         Returns:
             `start_logits` and `end_logits` `(batch, seq)`. With both positions also the `loss`, the average of the two

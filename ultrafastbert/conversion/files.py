@@ -65,14 +65,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_weights(directory: Path) -> tuple[Path, State]:
-    """Finds and reads the weights of a checkpoint directory.
+    """Reads the weights of a checkpoint directory: their file, or the index of its shards, and all tensors by name.
 
-    Returns:
-        The weights file, or the index of its shards, and all tensors by name. The prefixes that `torch.compile` and
-        `DistributedDataParallel` add to names are removed.
-
-    Raises:
-        ConversionError: a file is missing or broken, or two tensors have the same name.
+    The prefixes that `torch.compile` and `DistributedDataParallel` add to names are removed. Raises a ConversionError
+    if a file is missing or broken, or two tensors have the same name.
     """
     file = next((directory / name for name in WEIGHTS_FILES if (directory / name).is_file()), None)
     if file is None:

@@ -150,8 +150,7 @@ def from_original(source: str | Path, destination: str | Path) -> UltraFastBertP
     Args:
         source: a directory with `config.json` (or `model_config.json`, which the original's training writes) and
             weights: `model.safetensors`, `pytorch_model.bin`, either of them in shards, or `model.pth`.
-        destination: the directory to create, for `from_pretrained`; it may exist if it is empty. It appears when it
-            is complete.
+        destination: the directory to create; it may exist if it is empty. It appears when it is complete.
 
     Returns:
         The converted model, loaded from `destination`.

@@ -16,11 +16,15 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from ultrafastbert.modeling_ultrafastbert import UltraFastBertLayer, UltraFastBertModel
+from ultrafastbert.modeling_ultrafastbert import Angles, UltraFastBertLayer, UltraFastBertModel
 
 Norm = tuple[Tensor, Tensor, float]
 """Weight, bias and epsilon."""
-NOT_SAVED = "an optimised model cannot be saved; save the original model, and optimise it after loading"
+
+
+def refuse_to_save(*_: Any) -> NoReturn:
+    """Raises the error for a model that is saved or pickled after it was optimised."""
+    raise RuntimeError("an optimised model cannot be saved; save the original model, and optimise it after loading")
 
 
 class PackedLinear(nn.Module):
@@ -52,8 +56,7 @@ class PackedLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         return self  # it never changes
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise RuntimeError(NOT_SAVED)
+    __reduce_ex__ = refuse_to_save
 
 
 class Int8Linear(PackedLinear):
@@ -84,23 +87,14 @@ class UnpaddedLayers:
 
     @torch.compiler.disable
     def __call__(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        **kwargs: Any,
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
     ) -> Tensor:
-        """`(batch, seq, hidden)` -> `(batch, seq, hidden)`, with zeros for padding.
-
-        Raises:
-            RuntimeError: the hidden states need a gradient.
-        """
+        """`(batch, seq, hidden)` -> `(batch, seq, hidden)`, with zeros for padding."""
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("an optimised model has no gradients; use the original model")
         if self._records(kwargs) or (attention_mask is not None and attention_mask.dim() != 2):
-            return UltraFastBertModel.run_layers(
-                self.encoder, hidden_states, attention_mask, position_embeddings, **kwargs
-            )
+            run_layers = UltraFastBertModel.run_layers
+            return run_layers(self.encoder, hidden_states, attention_mask, position_embeddings, **kwargs)
         batch, length, hidden = hidden_states.shape
         if attention_mask is None or bool((real := attention_mask != 0).all()):
             offsets = torch.arange(batch + 1) * length
@@ -139,7 +133,7 @@ class UnpaddedLayers:
         return x
 
 
-def _angles_of_tokens(position_embeddings: tuple[Tensor, Tensor] | None, batch: int) -> list[Tensor]:
+def _angles_of_tokens(position_embeddings: Angles | None, batch: int) -> list[Tensor]:
     """Cosines and sines `(batch or 1, seq, head_dim)` -> each `(batch * seq, head_dim / 2)`."""
     if position_embeddings is None:
         return []

@@ -10,7 +10,7 @@ from ultrafastbert.layers.blocks import BlockLayer, grouped_feedforward, init_bl
 from ultrafastbert.ops.reference import at_least_float32
 from ultrafastbert.utils.validation import NOT_NEGATIVE, check, integer
 
-LEAST_NOISE = 1e-6  # standard deviation of a gate's noise, so that the probability in the load loss is defined
+LEAST_NOISE = 1e-6  # least standard deviation of a gate's noise, so that the probability in the load loss is defined
 
 
 class FeedForward(BlockLayer):
@@ -54,13 +54,13 @@ class MixtureOfExperts(BlockLayer):
         activation, dropout: as in `BlockLayer`.
         importance, load: weights of the two losses in `auxiliary_loss`.
 
-    Parameters: `gate_weight (experts, input_size)`,
-    `noise_weight (experts, input_size)`, `expert_weight_in (experts, expert_size, input_size)`,
-    `expert_bias_in (experts, expert_size)`, `expert_weight_out (experts, expert_size, output_size)`,
-    `expert_bias_out (experts, output_size)`. The sizes include one neuron per expert for its score.
+    The sizes of `BlockLayer` include one neuron per expert for its score. Parameters: `gate_weight` and `noise_weight`
+    `(experts, input_size)`, and those of the experts, `expert_*`, as in `grouped_feedforward`.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, equations 3 to 5 (gate), 6 and 7 (importance), 8 to 11 (load).
     """
+
+    shown = ("input_size", "expert_size", "output_size", "experts", "k", "importance", "load")
 
     def __init__(
         self,
@@ -106,13 +106,6 @@ class MixtureOfExperts(BlockLayer):
         output = (outputs * gates.unsqueeze(-1).to(outputs.dtype)).sum(1)
         return output.view(*x.shape[:-1], self.output_size)
 
-    def extra_repr(self) -> str:
-        """Returns the arguments for `repr`."""
-        return (
-            f"input_size={self.input_size}, expert_size={self.expert_size}, output_size={self.output_size}, "
-            f"experts={self.experts}, k={self.k}, importance={self.importance}, load={self.load}"
-        )
-
     def _experts(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.expert_weight_in, self.expert_bias_in, self.expert_weight_out, self.expert_bias_out
 
@@ -127,9 +120,8 @@ class MixtureOfExperts(BlockLayer):
         if self.training:
             importance = torch.zeros_like(scores).scatter(1, chosen, gates).sum(0)
             load = self._probability_chosen(clean, noise, scores, highest).sum(0)
-            self.auxiliary_loss = self.importance * _squared_variation(importance) + self.load * _squared_variation(
-                load
-            )
+            variations = _squared_variation(importance), _squared_variation(load)
+            self.auxiliary_loss = self.importance * variations[0] + self.load * variations[1]
         return gates, chosen
 
     def _probability_chosen(self, clean: Tensor, noise: Tensor, scores: Tensor, highest: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class BlockLayer(nn.Module):
     inference_width: int
     training_size: int
     inference_size: int
+    shown: tuple[str, ...] = ()  # the attributes in `repr`
 
     def __init__(self, input_size: int, output_size: int, activation: Callable[[], nn.Module], dropout: float):
         super().__init__()
@@ -59,6 +60,10 @@ class BlockLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # copy.deepcopy cannot copy a loss that is part of a graph
         return self.__dict__ | {"auxiliary_loss": self.auxiliary_loss.detach()}
+
+    def extra_repr(self) -> str:
+        """Returns the arguments for `repr`."""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Checks the shape and dtype of an input and flattens it: `(..., input_size)` -> `(tokens, input_size)`."""

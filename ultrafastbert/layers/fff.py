@@ -1,8 +1,4 @@
-"""FFF: a layer of fast feedforward trees that replaces the feedforward layer of a transformer.
-
-The layer has the parameters and their initialisation; the mathematics is in `ultrafastbert.ops`. Parameters are
-node-major: the weights of a neuron are contiguous. Depth 0 is a dense layer of `trees` neurons.
-"""
+"""FFF, which replaces the feedforward layer of a transformer; its mathematics is in `ultrafastbert.ops`."""
 
 import math
 from typing import Any
@@ -20,7 +16,7 @@ class FFF(nn.Module):
 
     Args:
         hidden_size: width of input and output.
-        depth: levels below the root, at least 0; a tree has 2^(depth+1) - 1 neurons.
+        depth: levels below the root; a tree has 2^(depth+1) - 1 neurons. Depth 0 is a dense layer of `trees` neurons.
         trees: number of trees; their outputs are added.
         bias: whether the neurons have a bias, which also shifts their decisions.
         backend: a key of `ultrafastbert.ops.BACKENDS`; None chooses one in every call.

@@ -5,10 +5,8 @@
   layer with as many neurons, and the outputs of single leaves are never in memory.
 - Inference takes one path and evaluates the leaf at its end, in one product for all tokens at this leaf.
 
-Nodes and leaves are numbered as in FFF. In FFF every node on the path is a neuron that decides and adds to the output;
-here nodes only decide and leaves only compute. docs/soft.md compares the two.
-
-Source: arXiv 2308.14711, algorithm 1.
+In FFF every node on the path is a neuron that decides and adds to the output; here nodes only decide and leaves only
+compute (docs/soft.md compares the two). Source: arXiv 2308.14711, algorithm 1.
 """
 
 import math
@@ -40,7 +38,8 @@ def decision_entropy(logits: Tensor) -> Tensor:
 class SoftFFF(BlockLayer):
     """A binary tree of `2^depth - 1` nodes, which decide, and `2^depth` leaves, which are small feedforward networks.
 
-    Node i computes the logit of the probability of its right child. Leaf j has the heap index `2^depth - 1 + j`.
+    Nodes are numbered as in FFF. Node i computes the logit of the probability of its right child. Leaf j has the heap
+    index `2^depth - 1 + j`.
 
     Args:
         input_size, leaf_size, output_size: a leaf is Linear(input_size, leaf_size), activation, dropout,
@@ -65,6 +64,8 @@ class SoftFFF(BlockLayer):
         auxiliary_loss: the hardening loss, h times the sum of `node_entropy`. The paper sums over the batch; with the
             mean, the effect of h does not depend on the batch size.
     """
+
+    shown = ("input_size", "leaf_size", "output_size", "depth", "node_size", "region_leak", "hardening", "train_hard")
 
     def __init__(
         self,
@@ -165,14 +166,6 @@ class SoftFFF(BlockLayer):
         leaves = 2**self.depth
         counts = self.route(x).flatten().bincount(minlength=2 * leaves - 1)
         return counts[: leaves - 1], counts[leaves - 1 :]
-
-    def extra_repr(self) -> str:
-        """Returns the arguments for `repr`."""
-        return (
-            f"input_size={self.input_size}, leaf_size={self.leaf_size}, output_size={self.output_size}, "
-            f"depth={self.depth}, node_size={self.node_size}, region_leak={self.region_leak}, "
-            f"hardening={self.hardening}, train_hard={self.train_hard}"
-        )
 
     def _leaves(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.leaf_weight_in, self.leaf_bias_in, self.leaf_weight_out, self.leaf_bias_out

@@ -77,12 +77,8 @@ class LeafCounter:
 def evenness(counts: Tensor) -> tuple[float, float]:
     """Measures how evenly tokens are distributed over leaves (or the nodes of a level), averaged over trees.
 
-    Args:
-        counts: `(trees, leaves)`, the number of tokens at each leaf.
-
-    Returns:
-        The fraction of leaves with at least one token, and the entropy of the distribution relative to the uniform one
-        (0: all tokens at one leaf, 1: uniform).
+    From `(trees, leaves)` numbers of tokens it computes the fraction of leaves with at least one token, and the
+    entropy of the distribution relative to the uniform one (0: all tokens at one leaf, 1: uniform).
     """
     fraction = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(fraction).sum(dim=1).mean().item() / math.log(counts.shape[1])

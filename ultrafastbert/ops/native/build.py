@@ -3,10 +3,9 @@
 `python -m ultrafastbert.ops.native.build` builds it before the first use and prints the path of the library.
 
 - The path of a build contains a hash of all that it depends on: source, flags, PyTorch, processor and compiler. So
-  different machines can share a home directory.
+  different machines can share a home directory. If the library exists already, no compiler is needed.
 - If several processes start together, one builds and the others wait. The operating system releases the lock when its
   holder ends, and a finished library is moved to its path atomically, so a build that is killed does no harm.
-- If there is a library for this processor and PyTorch already, no compiler is needed.
 - The library is not linked to an OpenMP runtime. It uses the one that PyTorch has loaded, with the same threads.
 """
 
