@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -36,8 +36,11 @@ from transformers.utils.output_capturing import capture_outputs
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
 
+Angles = tuple[Tensor, Tensor]
+"""The cosines and sines of rotary positions, each `(batch or 1, seq, head_dim)`, float32."""
 
-def sinusoids(length: int, width: int) -> torch.Tensor:
+
+def sinusoids(length: int, width: int) -> Tensor:
     """Sinusoidal positions (arXiv 1706.03762, section 3.5): `(length, width)`, float32, on the CPU.
 
     They are float32 whatever the default dtype is, because the angles of late positions need the precision.
@@ -48,34 +51,23 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
-def first_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
+def first_real_token(attention_mask: Tensor) -> Tensor:
     """The position of each sequence's first real token: `(batch, seq)` -> `(batch,)` int64; 0 if all is padding."""
     return (attention_mask != 0).int().argmax(dim=-1)
 
 
-def select_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-    """The one of the two that is given.
-
-    Raises:
-        ValueError: both or neither are given.
-    """
-    if input_ids is not None and inputs_embeds is None:
-        return input_ids
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    raise ValueError("exactly one of input_ids and inputs_embeds should be given")
+def select_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The one of the two that is given; raises a ValueError if both or neither are."""
+    given = [tensor for tensor in (input_ids, inputs_embeds) if tensor is not None]
+    if len(given) != 1:
+        raise ValueError("exactly one of input_ids and inputs_embeds should be given")
+    return given[0]
 
 
-def rotary_positions(position_ids: torch.Tensor, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The angles of rotary positions (arXiv 2104.09864, section 3.2.2), float32.
+def rotary_positions(position_ids: Tensor, width: int, theta: float) -> Angles:
+    """The angles of rotary positions with base `theta`, for heads of `width` (arXiv 2104.09864, section 3.2.2).
 
-    Args:
-        position_ids: `(...)` int64.
-        width: of a head.
-        theta: base of the angles.
-
-    Returns:
-        Cosines and sines, each `(..., width)`; the angle of pair i stands in columns i and width / 2 + i.
+    `(...)` int64 -> `(..., width)` for cosines and sines; the angle of pair i is in columns i and width / 2 + i.
     """
     pairs = torch.arange(0, width, 2, dtype=torch.float32, device=position_ids.device)
     frequencies = torch.exp(pairs * (-math.log(theta) / width))  # (width / 2,)
@@ -84,7 +76,7 @@ def rotary_positions(position_ids: torch.Tensor, width: int, theta: float) -> tu
     return angles.cos(), angles.sin()
 
 
-def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotates the pairs (i, width / 2 + i) of queries or keys `(..., width)`; computes in the dtype of `x`."""
     first, second = x.chunk(2, dim=-1)
     return x * cosine.to(x.dtype) + torch.cat((-second, first), dim=-1) * sine.to(x.dtype)
@@ -93,7 +85,7 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
 class UltraFastBertEmbeddings(nn.Module):
     """Token embeddings, plus sinusoidal positions times a learned scale where they are used, then norm and dropout."""
 
-    positions: torch.Tensor
+    positions: Tensor
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
@@ -101,20 +93,13 @@ class UltraFastBertEmbeddings(nn.Module):
         self.adds_positions = config.position_embedding == "sinusoidal"
         if self.adds_positions:
             self.position_scale = nn.Parameter(torch.full((1,), config.hidden_size**-0.5))
+            table = sinusoids(config.max_position_embeddings, config.hidden_size)
+            # Not saved: `_init_weights` recomputes it when a model is loaded on the meta device.
+            self.register_buffer("positions", table.to(self.position_scale), persistent=False)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        if not self.adds_positions:
-            return
-        table = sinusoids(config.max_position_embeddings, config.hidden_size)
-        # Not saved: `_init_weights` recomputes it when a model is loaded on the meta device.
-        self.register_buffer("positions", table.to(self.position_scale), persistent=False)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        position_ids: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor) -> Tensor:
         """`(batch, seq)` ids or `(batch, seq, hidden)` embeddings, `(batch or 1, seq)` -> `(batch, seq, hidden)`."""
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.adds_positions:
@@ -125,28 +110,18 @@ class UltraFastBertEmbeddings(nn.Module):
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain PyTorch, which can return its weights.
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain PyTorch, which can return its weights; `kwargs` of other attention functions are ignored.
 
-    Args:
-        module: the attention layer; its `training` turns dropout on.
-        query: `(batch, heads, seq, head_dim)`.
-        key: `(batch, heads, seq, head_dim)`.
-        value: `(batch, heads, seq, head_dim)`.
-        attention_mask: added to the scores, `(batch or 1, heads or 1, seq, seq)`, or None.
-        scaling: multiplied with the scores.
-        dropout: probability of dropping an attention weight.
-        kwargs: ignored; other attention functions use them.
-
-    Returns:
-        The output `(batch, seq, heads, head_dim)` and the weights `(batch, heads, seq, seq)`.
+    Queries, keys and values are `(batch, heads, seq, head_dim)`. A mask, `(batch or 1, heads or 1, seq, seq)`, is
+    added to the scores. Returns the output `(batch, seq, heads, head_dim)` and the weights `(batch, heads, seq, seq)`.
     """
     # At least float32: half-precision scores plus a mask of the lowest number could overflow to -inf, and the softmax
     # of a row of -inf is NaN.
@@ -175,11 +150,11 @@ class UltraFastBertAttention(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: Angles | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """`(batch, seq, hidden)` -> the same, and the weights if the attention function returns them."""
         qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, head_dim)
@@ -191,15 +166,9 @@ class UltraFastBertAttention(nn.Module):
             self.config._attn_implementation,  # pyright: ignore[reportArgumentType]
             eager_attention_forward,
         )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )  # output: (batch, seq, heads, head_dim)
         return self.o_proj(output.flatten(2)), weights
 
@@ -212,7 +181,7 @@ class UltraFastBertDense(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """`(..., hidden)` -> `(..., hidden)`."""
         return self.down_proj(nn.functional.gelu(self.up_proj(hidden_states)))
 
@@ -232,12 +201,8 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
+    ) -> Tensor:
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
         attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, position_embeddings, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
@@ -249,6 +214,7 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
 
     config: UltraFastBertConfig
     base_model_prefix = "model"
+    _input_embed_layer = "word_embeddings"
     supports_gradient_checkpointing = True
     _no_split_modules = ["UltraFastBertEmbeddings", "UltraFastBertLayer"]
     _supports_flash_attn = True
@@ -280,22 +246,14 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replaces the token embedding."""
-        self.embeddings.word_embeddings = value
-
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Encodes a batch of token sequences.
@@ -323,26 +281,19 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             position_ids = self._default_position_ids(inputs, attention_mask)
         else:
             self._check_position_ids(position_ids)
-
         hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)
-        position_embeddings = None
+        angles = None
         if not self.embeddings.adds_positions:
             head_dim = self.config.hidden_size // self.config.num_attention_heads
-            position_embeddings = rotary_positions(position_ids, head_dim, self.config.rope_theta)
-        hidden_states = self.run_layers(hidden_states, attention_mask, position_embeddings, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+            angles = rotary_positions(position_ids, head_dim, self.config.rope_theta)
+        return BaseModelOutput(self.run_layers(hidden_states, attention_mask, angles, **kwargs))
 
     def run_layers(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """The layers and the final norm, which `optimize_for_inference` replaces.
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
+    ) -> Tensor:
+        """The layers and the final norm, `(batch, seq, hidden)` -> `(batch, seq, hidden)`.
 
-        `(batch, seq, hidden)`, an attention mask as for `forward`, and for rotary positions their cosines and sines,
-        each `(batch or 1, seq, head_dim)` -> `(batch, seq, hidden)`.
+        `optimize_for_inference` replaces this method.
         """
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -351,7 +302,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
         return self.final_norm(hidden_states)
 
-    def _default_position_ids(self, inputs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _default_position_ids(self, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
         """`(batch or 1, seq)` int64: positions counted from each sequence's first real token, 0 before it."""
         longest = self.config.max_position_embeddings
         if self.embeddings.adds_positions and inputs.shape[1] > longest:
@@ -364,7 +315,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             return columns
         return (columns - first_real_token(attention_mask).to(inputs.device)[:, None]).clamp(min=0)
 
-    def _check_position_ids(self, position_ids: torch.Tensor) -> None:
+    def _check_position_ids(self, position_ids: Tensor) -> None:
         if not self.embeddings.adds_positions or torch.compiler.is_compiling() or position_ids.numel() == 0:
             return
         lowest, highest = position_ids.aminmax()
@@ -397,12 +348,12 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        masked_positions: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        masked_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Predicts tokens; arguments not listed are those of `UltraFastBertModel.forward`.
@@ -415,27 +366,19 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
         Returns:
             `logits` `(batch, seq, vocab)`, or `(batch, k, vocab)` with `masked_positions`. With `labels` also the
             `loss`, the mean cross-entropy in nats, computed in float32.
-
-        Raises:
-            ValueError: `masked_positions` has another shape.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state  # (batch, seq, hidden)
         if masked_positions is not None:
             hidden_states, labels = _gather_columns(masked_positions, hidden_states, labels)
         logits = self.decoder(hidden_states)
-
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **kwargs)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
-def _gather_columns(
-    columns: torch.Tensor, hidden_states: torch.Tensor, labels: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _gather_columns(columns: Tensor, hidden_states: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The states `(batch, seq, hidden)` and the labels `(batch, seq)` at the columns `(batch, k)`."""
     if columns.dim() != 2 or columns.shape[0] != hidden_states.shape[0]:
         raise ValueError(
@@ -456,11 +399,11 @@ class UltraFastBertPooler(nn.Module):
         self.activation = ACT2FN[config.classifier_activation]
         self.dropout = nn.Dropout(config.classifier_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """`(batch, seq, hidden)` and a mask `(batch, seq)` or None -> `(batch, classifier_hidden_size)`."""
         return self.dropout(self.activation(self.dense(self._pool(hidden_states, attention_mask))))
 
-    def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _pool(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         if attention_mask is None:
             return hidden_states[:, 0] if self.pooling == "cls" else hidden_states.mean(dim=1)
         if attention_mask.shape != hidden_states.shape[:2]:
@@ -493,11 +436,11 @@ class UltraFastBertForSequenceClassification(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classifies sequences; arguments not listed are those of `UltraFastBertModel.forward`.
@@ -513,13 +456,10 @@ class UltraFastBertForSequenceClassification(UltraFastBertPreTrainedModel):
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask))
-
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class UltraFastBertForTokenClassification(UltraFastBertPreTrainedModel):
@@ -536,11 +476,11 @@ class UltraFastBertForTokenClassification(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Classifies tokens; arguments not listed are those of `UltraFastBertModel.forward`.
@@ -549,18 +489,12 @@ class UltraFastBertForTokenClassification(UltraFastBertPreTrainedModel):
             labels: `(batch, seq)` int64 classes, and -100 where the loss ignores a position.
 
         Returns:
-            `logits` `(batch, seq, num_labels)`. With `labels` also the `loss`, the mean cross-entropy, computed in
-            float32.
+            `logits` `(batch, seq, num_labels)`. With `labels` also the `loss`, the mean cross-entropy in float32.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config, **kwargs)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = self.loss_function(logits, labels, self.config, **kwargs) if labels is not None else None
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
@@ -578,20 +512,19 @@ class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        start_positions: torch.Tensor | None = None,
-        end_positions: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """Finds answer spans; arguments not listed are those of `UltraFastBertModel.forward`.
 
         Args:
-            start_positions: `(batch,)` int64, the position of the answer's first token. The loss ignores positions
-                beyond the sequence.
-            end_positions: `(batch,)` int64, the position of its last token.
+            start_positions, end_positions: `(batch,)` int64, the positions of the answer's first and last token. The
+                loss ignores positions beyond the sequence.
 
         Returns:
             `start_logits` and `end_logits` `(batch, seq)`. With both positions also the `loss`, the average of the two
@@ -600,17 +533,10 @@ class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))  # (batch, seq, 2)
         start_logits, end_logits = (side.contiguous() for side in logits.unbind(dim=-1))
-
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits.float(), end_logits.float(), start_positions, end_positions)
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
 
 
 class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
@@ -628,11 +554,11 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
         """Scores choices; arguments not listed are those of `UltraFastBertModel.forward`.
@@ -644,9 +570,6 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
 
         Returns:
             `logits` `(batch, choices)`. With `labels` also the `loss`, the mean cross-entropy, computed in float32.
-
-        Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
         """
         choices = select_inputs(input_ids, inputs_embeds).shape[1]
         # (batch, choices, ...) -> (batch * choices, ...)
@@ -656,21 +579,5 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
         )
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask)).view(-1, choices)
-
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-__all__ = [
-    "UltraFastBertForMaskedLM",
-    "UltraFastBertForMultipleChoice",
-    "UltraFastBertForQuestionAnswering",
-    "UltraFastBertForSequenceClassification",
-    "UltraFastBertForTokenClassification",
-    "UltraFastBertModel",
-    "UltraFastBertPreTrainedModel",
-]
+        loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device)) if labels is not None else None
+        return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)

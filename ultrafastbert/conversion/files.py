@@ -13,12 +13,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.files import beside
 from ultrafastbert.utils.validation import Rule, check
 
-State = dict[str, torch.Tensor]
+State = dict[str, Tensor]
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -28,13 +29,7 @@ WEIGHTS_FILES = (
     "model.pth",
 )
 """The first of them that exists is read."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 OBJECT = Rule(lambda value: isinstance(value, dict) and len(value) > 0, "an object that is not empty")
 
 
@@ -57,11 +52,7 @@ def errors_name(file: Path) -> Iterator[None]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON file of a checkpoint directory, which should hold an object.
-
-    Raises:
-        ConversionError: the file is missing, is not JSON or holds something else.
-    """
+    """Reads a JSON object of a checkpoint directory; raises a ConversionError if the file is anything else."""
     if not file.is_file():
         raise ConversionError(f"{file} is missing, so {file.parent} is not a checkpoint directory")
     try:
@@ -74,14 +65,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_weights(directory: Path) -> tuple[Path, State]:
-    """Finds and reads the weights of a checkpoint directory.
+    """Reads the weights of a checkpoint directory: their file, or the index of its shards, and all tensors by name.
 
-    Returns:
-        The weights file, or the index of its shards, and all tensors by name. The prefixes that `torch.compile` and
-        `DistributedDataParallel` add to names are removed.
-
-    Raises:
-        ConversionError: a file is missing or broken, or two tensors have the same name.
+    The prefixes that `torch.compile` and `DistributedDataParallel` add to names are removed. Raises a ConversionError
+    if a file is missing or broken, or two tensors have the same name.
     """
     file = next((directory / name for name in WEIGHTS_FILES if (directory / name).is_file()), None)
     if file is None:
@@ -109,23 +96,17 @@ def _shards(index: Path) -> list[Path]:
 
 def _read_tensors(file: Path) -> State:
     try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        is_safe = file.suffix == ".safetensors"
+        state = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise almost anything
         raise ConversionError(f"{file} cannot be read: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ConversionError(f"{file} holds a {type(state).__name__}; it should hold named tensors and nothing else")
     return state
 
 
 def new_directory(path: str | Path) -> Path:
-    """The absolute path of a directory that can be created without overwriting anything.
-
-    Raises:
-        FileExistsError: the path exists and is not an empty directory.
-    """
+    """The absolute path of a new directory; raises a FileExistsError if it exists and is not an empty directory."""
     path = Path(path).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty directory")
@@ -134,11 +115,7 @@ def new_directory(path: str | Path) -> Path:
 
 @contextmanager
 def written_whole(destination: Path) -> Iterator[Path]:
-    """A temporary directory that is renamed to `destination` at the end, or removed after an error.
-
-    Raises:
-        OSError: the files cannot be written.
-    """
+    """A temporary directory that is renamed to `destination` at the end, or removed after an error."""
     directory = beside(destination, f"{os.getpid()}.partial")
     directory.mkdir(parents=True)
     try:
@@ -153,6 +130,6 @@ def written_whole(destination: Path) -> Iterator[Path]:
 
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copies the tokenizer's files that `source` has."""
-    for name in TOKENIZER_FILES:
+    for name in TOKENIZER:
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)

@@ -12,20 +12,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
-from ultrafastbert.conversion.files import (
-    OBJECT,
-    ConversionError,
-    State,
-    copy_tokenizer,
-    errors_name,
-    exactly,
-    new_directory,
-    read_json,
-    read_weights,
-    written_whole,
-)
+from ultrafastbert.conversion import files
+from ultrafastbert.conversion.files import OBJECT, ConversionError, State, errors_name, exactly
 from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForMaskedLM,
     UltraFastBertForSequenceClassification,
@@ -148,7 +139,7 @@ CLASSES: dict[str, type[UltraFastBertPreTrainedModel]] = {
 # Beside `arch`, what transformers stores about labels.
 LABELS = ("id2label", "label2id", "problem_type")
 LABEL_NAMES = Rule(
-    lambda value: isinstance(value, dict) and all(str(number).isdigit() for number in value),
+    lambda names: isinstance(names, dict) and all(str(number).isdigit() for number in names),
     "an object of names by label number",
 )
 
@@ -159,8 +150,7 @@ def from_original(source: str | Path, destination: str | Path) -> UltraFastBertP
     Args:
         source: a directory with `config.json` (or `model_config.json`, which the original's training writes) and
             weights: `model.safetensors`, `pytorch_model.bin`, either of them in shards, or `model.pth`.
-        destination: the directory to create, for `from_pretrained`; it may exist if it is empty. It appears when it
-            is complete.
+        destination: the directory to create; it may exist if it is empty. It appears when it is complete.
 
     Returns:
         The converted model, loaded from `destination`.
@@ -171,9 +161,9 @@ def from_original(source: str | Path, destination: str | Path) -> UltraFastBertP
         FileExistsError: `destination` exists and is not an empty directory.
         OSError: `destination` cannot be written.
     """
-    source, destination = Path(source), new_directory(destination)
+    source, destination = Path(source), files.new_directory(destination)
     config_file, original = _read_config(source)
-    weights_file, state = read_weights(source)
+    weights_file, state = files.read_weights(source)
     with errors_name(config_file):
         model_class = _model_class(original, state)
         config = _config_from_original(original, model_class, state)
@@ -183,9 +173,9 @@ def from_original(source: str | Path, destination: str | Path) -> UltraFastBertP
         model.load_state_dict(_state_from_original(state, model), assign=True)
     model.tie_weights()
 
-    with written_whole(destination) as directory:
+    with files.written_whole(destination) as directory:
         model.save_pretrained(directory)
-        copy_tokenizer(source, directory)
+        files.copy_tokenizer(source, directory)
     return model_class.from_pretrained(destination, dtype="auto")
 
 
@@ -194,19 +184,18 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
 
     Args:
         source: a directory that `save_pretrained` wrote, of a masked-LM or a sequence-classification model.
-        destination: the directory to create; it may exist if it is empty. It appears when it is complete.
+        destination: as in `from_original`.
 
     Returns:
         The model, loaded from `source`.
 
     Raises:
         ConversionError: `source` is not such a directory, or the original code has no equivalent of the model.
-        FileExistsError: `destination` exists and is not an empty directory.
-        OSError: `destination` cannot be written.
+        FileExistsError, OSError: as in `from_original`.
     """
-    source, destination = Path(source), new_directory(destination)
+    source, destination = Path(source), files.new_directory(destination)
     config_file = source / "config.json"
-    config = read_json(config_file)
+    config = files.read_json(config_file)
     with errors_name(config_file):
         check("model_type", config.get("model_type"), exactly(UltraFastBertConfig.model_type))
         model_class = _one_of({c.__name__: c for c in HEADS}, "architectures", config.get("architectures"))
@@ -215,23 +204,20 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
         model = model_class.from_pretrained(source, dtype="auto")
         original = _config_to_original(model)
 
-    with written_whole(destination) as directory:
+    with files.written_whole(destination) as directory:
         (directory / "config.json").write_text(json.dumps(original, indent=2, sort_keys=True) + "\n")
         save_file(_state_to_original(model), directory / "model.safetensors", metadata={"format": "pt"})
-        copy_tokenizer(source, directory)
+        files.copy_tokenizer(source, directory)
     return model
-
-
-# Configuration
 
 
 def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The original's configuration file and its content, with `arch` and what is stored beside it."""
     file = directory / "model_config.json"
     if file.is_file() and not (directory / "config.json").is_file():
-        return file, {"arch": read_json(file)}  # the original's training saves `arch` alone
+        return file, {"arch": files.read_json(file)}  # the original's training saves `arch` alone
     file = directory / "config.json"
-    config = read_json(file)
+    config = files.read_json(file)
     with errors_name(file):
         check("model_type", config.get("model_type"), exactly("crammedBERT"))
         check("arch", config.get("arch"), OBJECT)
@@ -349,9 +335,6 @@ def _unflatten(options: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
-# Tensors
-
-
 def _names(model: UltraFastBertPreTrainedModel) -> dict[str, str]:
     """The original's names of tensors -> ours."""
     names = ENCODER | HEADS[type(model)]
@@ -361,7 +344,7 @@ def _names(model: UltraFastBertPreTrainedModel) -> dict[str, str]:
     return names
 
 
-def _layout_from_original(name: str, tensor: torch.Tensor, shape: torch.Size, heads: int) -> torch.Tensor:
+def _layout_from_original(name: str, tensor: Tensor, shape: torch.Size, heads: int) -> Tensor:
     """The original's tensor `name` in our layout, with `shape`."""
     if name.endswith("query_key_value.weight"):  # rows (heads, 3, head_dim) -> (3, heads, head_dim)
         tensor = tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1)
@@ -370,7 +353,7 @@ def _layout_from_original(name: str, tensor: torch.Tensor, shape: torch.Size, he
     return tensor.reshape(shape).contiguous()
 
 
-def _layout_to_original(name: str, tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def _layout_to_original(name: str, tensor: Tensor, heads: int) -> Tensor:
     """Our tensor in the layout of the original's tensor `name`."""
     if name.endswith("query_key_value.weight"):
         tensor = tensor.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
@@ -388,7 +371,8 @@ def _state_from_original(state: State, model: UltraFastBertPreTrainedModel) -> S
         state = _with_one_embedding(state)
     for problem, tensors in (("missing", names.keys() - state), ("unexpected", state.keys() - names)):
         if tensors:
-            raise ConversionError(f"{problem} tensors: {_listed(tensors)}")
+            others = f" and {len(tensors) - 5} more" if len(tensors) > 5 else ""
+            raise ConversionError(f"{problem} tensors: {', '.join(sorted(tensors)[:5])}{others}")
 
     converted = {}
     for theirs, name in names.items():
@@ -426,14 +410,7 @@ def _without_norm_factors(state: State, config: UltraFastBertConfig) -> State:
 def _with_one_embedding(state: State) -> State:
     """The state with the tied weight under the embedding's name only."""
     state = dict(state)
-    decoder, embedding = (state.get(name) for name in TIED)
-    if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
+    weights = [state.pop(name) for name in TIED if name in state]
+    if len(weights) == 2 and not torch.equal(*weights):
         raise ConversionError(f"{TIED[0]} and {TIED[1]} differ; they should be the same weight")
-    if decoder is not None:
-        state[TIED[1]] = state.pop(TIED[0])
-    return state
-
-
-def _listed(names: set[str]) -> str:
-    """Up to five names, sorted, and the number of the others."""
-    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return state | {TIED[1]: weights[0]} if weights else state

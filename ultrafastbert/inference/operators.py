@@ -14,13 +14,17 @@ from collections.abc import Iterable
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ultrafastbert.modeling_ultrafastbert import UltraFastBertLayer, UltraFastBertModel
+from ultrafastbert.modeling_ultrafastbert import Angles, UltraFastBertLayer, UltraFastBertModel
 
-Norm = tuple[torch.Tensor, torch.Tensor, float]
+Norm = tuple[Tensor, Tensor, float]
 """Weight, bias and epsilon."""
-NOT_SAVED = "an optimised model cannot be saved; save the original model, and optimise it after loading"
+
+
+def refuse_to_save(*_: Any) -> NoReturn:
+    """Raises the error for a model that is saved or pickled after it was optimised."""
+    raise RuntimeError("an optimised model cannot be saved; save the original model, and optimise it after loading")
 
 
 class PackedLinear(nn.Module):
@@ -31,17 +35,17 @@ class PackedLinear(nn.Module):
         dtype: of inputs, products and outputs.
     """
 
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
         self.packed = self._pack(weight)  # not a parameter: PyTorch cannot read this layout
 
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+    def _pack(self, weight: Tensor) -> Tensor:
         tokens = 128  # oneDNN chooses the layout for this number; it works for all
         return torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), tokens)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
@@ -52,20 +56,19 @@ class PackedLinear(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
         return self  # it never changes
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise RuntimeError(NOT_SAVED)
+    __reduce_ex__ = refuse_to_save
 
 
 class Int8Linear(PackedLinear):
     """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token."""
 
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+    def _pack(self, weight: Tensor) -> Tensor:
         weight = weight.float()
         self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
         return torch.ops.onednn.qlinear_prepack(rounded, None)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
         return torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
 
@@ -84,23 +87,14 @@ class UnpaddedLayers:
 
     @torch.compiler.disable
     def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """`(batch, seq, hidden)` -> `(batch, seq, hidden)`, with zeros for padding.
-
-        Raises:
-            RuntimeError: the hidden states need a gradient.
-        """
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
+    ) -> Tensor:
+        """`(batch, seq, hidden)` -> `(batch, seq, hidden)`, with zeros for padding."""
         if hidden_states.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("an optimised model has no gradients; use the original model")
         if self._records(kwargs) or (attention_mask is not None and attention_mask.dim() != 2):
-            return UltraFastBertModel.run_layers(
-                self.encoder, hidden_states, attention_mask, position_embeddings, **kwargs
-            )
+            run_layers = UltraFastBertModel.run_layers
+            return run_layers(self.encoder, hidden_states, attention_mask, position_embeddings, **kwargs)
         batch, length, hidden = hidden_states.shape
         if attention_mask is None or bool((real := attention_mask != 0).all()):
             offsets = torch.arange(batch + 1) * length
@@ -119,7 +113,7 @@ class UnpaddedLayers:
         return any(kwargs.get(name) or (name not in kwargs and getattr(config, name, False)) for name in wanted)
 
     @torch.no_grad()
-    def _run(self, tokens: torch.Tensor, offsets: torch.Tensor, angles: list[torch.Tensor]) -> torch.Tensor:
+    def _run(self, tokens: Tensor, offsets: Tensor, angles: list[Tensor]) -> Tensor:
         """`(tokens, hidden)` of sequences that begin at `offsets` (sequences + 1,) -> their final norm.
 
         `angles` are the cosines and sines of rotary positions, each `(tokens, head_dim / 2)`; empty without them.
@@ -139,7 +133,7 @@ class UnpaddedLayers:
         return x
 
 
-def _angles_of_tokens(position_embeddings: tuple[torch.Tensor, torch.Tensor] | None, batch: int) -> list[torch.Tensor]:
+def _angles_of_tokens(position_embeddings: Angles | None, batch: int) -> list[Tensor]:
     """Cosines and sines `(batch or 1, seq, head_dim)` -> each `(batch * seq, head_dim / 2)`."""
     if position_embeddings is None:
         return []

@@ -2,12 +2,12 @@
 
 import copy
 import sys
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from ultrafastbert.inference.operators import NOT_SAVED, Int8Linear, Norm, PackedLinear, UnpaddedLayers
+from ultrafastbert.inference.operators import Int8Linear, PackedLinear, UnpaddedLayers, refuse_to_save
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertModel, UltraFastBertPreTrainedModel
 from ultrafastbert.ops import native
 from ultrafastbert.utils.validation import check, one_of
@@ -52,8 +52,11 @@ def optimize_for_inference(
     int8 = native_operators and _choose_int8(int8)
 
     encoder = cast(UltraFastBertModel, model.base_model)
-    norms = [module for module in encoder.layers.modules() if isinstance(module, nn.LayerNorm)]  # in order of use
-    norms = _in_float32([*norms, encoder.final_norm])  # not those of the copy, which are rounded
+    norms = [  # in order of use, and not those of the copy, which are rounded
+        (norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps)
+        for norm in (*encoder.layers.modules(), encoder.final_norm)
+        if isinstance(norm, nn.LayerNorm)
+    ]
     packed = _packed_linear_layers(encoder, dtype, int8) if native_operators else {}
     optimized = _copy(model, dtype, packed)
     done = [f"weights in {str(dtype).removeprefix('torch.')}"]
@@ -67,7 +70,7 @@ def optimize_for_inference(
     else:
         done += ["no native operators (see the warning), so layers, padding and attention did not change"]
     optimized.optimizations = tuple(done)  # pyright: ignore[reportArgumentType]
-    optimized.register_state_dict_pre_hook(_refuse_to_save)
+    optimized.register_state_dict_pre_hook(refuse_to_save)
     if verbose:
         print(f"optimize_for_inference: {'; '.join(done)}", file=sys.stderr)
     return optimized
@@ -98,10 +101,6 @@ def _processor_has(*features: str) -> bool:
     return any(capabilities.get(feature, False) for feature in features)
 
 
-def _in_float32(norms: list[nn.LayerNorm]) -> list[Norm]:
-    return [(norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps) for norm in norms]
-
-
 def _packed_linear_layers(encoder: UltraFastBertModel, dtype: torch.dtype, int8: bool) -> dict[nn.Module, nn.Module]:
     """The linear layers inside the encoder's layers, and what replaces each."""
     if not torch.backends.mkldnn.is_available():
@@ -122,7 +121,3 @@ def _copy(model: Model, dtype: torch.dtype, replaced: dict[nn.Module, nn.Module]
             parameter = isinstance(tensor, nn.Parameter)
             copies[id(tensor)] = nn.Parameter(converted, requires_grad=False) if parameter else converted
     return copy.deepcopy(model, copies).eval()
-
-
-def _refuse_to_save(*_: Any) -> NoReturn:
-    raise RuntimeError(NOT_SAVED)

@@ -3,24 +3,18 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from ultrafastbert.layers.blocks import BlockLayer, at_least_float32, grouped_feedforward, init_blocks
+from ultrafastbert.layers.blocks import BlockLayer, grouped_feedforward, init_blocks
+from ultrafastbert.ops.reference import at_least_float32
 from ultrafastbert.utils.validation import NOT_NEGATIVE, check, integer
 
-LEAST_NOISE = 1e-6
-"""The smallest standard deviation of a gate's noise, so that the probability in the load loss is defined."""
+LEAST_NOISE = 1e-6  # least standard deviation of a gate's noise, so that the probability in the load loss is defined
 
 
 class FeedForward(BlockLayer):
-    """Linear(input_size, width), activation, dropout, Linear(width, output_size).
-
-    Shapes: `(..., input_size)` -> `(..., output_size)`.
-
-    Raises:
-        ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
-    """
+    """Linear(input_size, width), activation, dropout, Linear(width, output_size)."""
 
     def __init__(
         self,
@@ -37,7 +31,7 @@ class FeedForward(BlockLayer):
         self.expand = nn.Linear(input_size, width)
         self.contract = nn.Linear(width, output_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Evaluates the layer: `(..., input_size)` -> `(..., output_size)`."""
         output = self.contract(self.activate(self.expand(self.tokens(x))))
         return output.view(*x.shape[:-1], self.output_size)
@@ -57,20 +51,16 @@ class MixtureOfExperts(BlockLayer):
         experts: number of experts.
         k: number of experts that a token uses, from 1 to `experts`. With 1 the weight is always 1, so the output gives
             the gate no gradient.
-        activation: a class of elementwise modules, or a function that returns one.
-        dropout: probability that a neuron of an expert is dropped in training.
+        activation, dropout: as in `BlockLayer`.
         importance, load: weights of the two losses in `auxiliary_loss`.
 
-    Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `gate_weight (experts, input_size)`,
-    `noise_weight (experts, input_size)`, `expert_weight_in (experts, expert_size, input_size)`,
-    `expert_bias_in (experts, expert_size)`, `expert_weight_out (experts, expert_size, output_size)`,
-    `expert_bias_out (experts, output_size)`. The sizes include one neuron per expert for its score.
-
-    Raises:
-        ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
+    The sizes of `BlockLayer` include one neuron per expert for its score. Parameters: `gate_weight` and `noise_weight`
+    `(experts, input_size)`, and those of the experts, `expert_*`, as in `grouped_feedforward`.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, equations 3 to 5 (gate), 6 and 7 (importance), 8 to 11 (load).
     """
+
+    shown = ("input_size", "expert_size", "output_size", "experts", "k", "importance", "load")
 
     def __init__(
         self,
@@ -88,8 +78,8 @@ class MixtureOfExperts(BlockLayer):
         check("expert_size", expert_size, integer(1))
         check("experts", experts, integer(1))
         check("k", k, integer(1, experts))
-        for name, weight in (("importance", importance), ("load", load)):
-            check(name, weight, NOT_NEGATIVE)
+        check("importance", importance, NOT_NEGATIVE)
+        check("load", load, NOT_NEGATIVE)
         self.expert_size, self.experts = expert_size, experts
         self.k, self.importance, self.load = k, importance, load
         self.gate_weight = nn.Parameter(torch.empty(experts, input_size))
@@ -103,15 +93,12 @@ class MixtureOfExperts(BlockLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialises experts like `torch.nn.Linear` and the gate with zeros, so that noise spreads the tokens.
-
-        Source of the zeros: arXiv 1701.06538, appendix A.
-        """
+        """Initialises experts like `torch.nn.Linear`, and the gate with zeros (arXiv 1701.06538, appendix A)."""
         init_blocks(*self._experts())
         nn.init.zeros_(self.gate_weight)
         nn.init.zeros_(self.noise_weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Evaluates the layer: `(..., input_size)` -> `(..., output_size)`. In training, sets `auxiliary_loss`."""
         tokens = self.tokens(x)
         gates, chosen = self._gate(tokens)
@@ -119,17 +106,10 @@ class MixtureOfExperts(BlockLayer):
         output = (outputs * gates.unsqueeze(-1).to(outputs.dtype)).sum(1)
         return output.view(*x.shape[:-1], self.output_size)
 
-    def extra_repr(self) -> str:
-        """Returns the arguments for `repr`."""
-        return (
-            f"input_size={self.input_size}, expert_size={self.expert_size}, output_size={self.output_size}, "
-            f"experts={self.experts}, k={self.k}, importance={self.importance}, load={self.load}"
-        )
-
     def _experts(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.expert_weight_in, self.expert_bias_in, self.expert_weight_out, self.expert_bias_out
 
-    def _gate(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns weights and indices of the chosen experts, both `(tokens, k)`. In training, sets the losses."""
         clean = scores = at_least_float32(linear(x, self.gate_weight))
         if self.training:
@@ -144,9 +124,7 @@ class MixtureOfExperts(BlockLayer):
             self.auxiliary_loss = self.importance * variations[0] + self.load * variations[1]
         return gates, chosen
 
-    def _probability_chosen(
-        self, clean: torch.Tensor, noise: torch.Tensor, scores: torch.Tensor, highest: torch.Tensor
-    ) -> torch.Tensor:
+    def _probability_chosen(self, clean: Tensor, noise: Tensor, scores: Tensor, highest: Tensor) -> Tensor:
         """Returns the probability that a token chooses an expert if only its noise is redrawn: `(tokens, experts)`.
 
         An expert is chosen if its score exceeds the k-th highest of the others. For an expert that is chosen now, this
@@ -159,6 +137,6 @@ class MixtureOfExperts(BlockLayer):
         return torch.special.ndtr((clean - threshold) / noise)
 
 
-def _squared_variation(values: torch.Tensor) -> torch.Tensor:
+def _squared_variation(values: Tensor) -> Tensor:
     """Returns the squared coefficient of variation, variance over squared mean, of `(experts,)`; 0 if all are zero."""
     return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)

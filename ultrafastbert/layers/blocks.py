@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ultrafastbert.utils.validation import FRACTION, Rule, check, integer
@@ -23,8 +23,7 @@ class BlockLayer(nn.Module):
     """Base class of interchangeable layers: `(..., input_size)` -> `(..., output_size)`.
 
     Args:
-        input_size: width of the input.
-        output_size: width of the output.
+        input_size, output_size: widths.
         activation: a class of elementwise modules, or a function that returns one.
         dropout: probability that a hidden neuron is dropped in training.
 
@@ -35,6 +34,9 @@ class BlockLayer(nn.Module):
             inference.
         training_size, inference_size: the same, including the neurons that choose blocks.
 
+    Raises:
+        ValueError: an argument out of range; in the forward pass an x that is not `(..., input_size)`.
+
     Source of widths and sizes: arXiv 2308.14711, "Size and width".
     """
 
@@ -42,6 +44,7 @@ class BlockLayer(nn.Module):
     inference_width: int
     training_size: int
     inference_size: int
+    shown: tuple[str, ...] = ()  # the attributes in `repr`
 
     def __init__(self, input_size: int, output_size: int, activation: Callable[[], nn.Module], dropout: float):
         super().__init__()
@@ -58,32 +61,32 @@ class BlockLayer(nn.Module):
         # copy.deepcopy cannot copy a loss that is part of a graph
         return self.__dict__ | {"auxiliary_loss": self.auxiliary_loss.detach()}
 
-    def tokens(self, x: torch.Tensor) -> torch.Tensor:
-        """Checks an input and flattens it: `(..., input_size)` -> `(tokens, input_size)`.
+    def extra_repr(self) -> str:
+        """Returns the arguments for `repr`."""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
-        Raises:
-            ValueError: another shape, or a dtype that is not floating point.
-        """
+    def tokens(self, x: Tensor) -> Tensor:
+        """Checks the shape and dtype of an input and flattens it: `(..., input_size)` -> `(tokens, input_size)`."""
         if x.dim() == 0 or x.shape[-1] != self.input_size:
             raise ValueError(f"x has shape {tuple(x.shape)}; it should be (..., {self.input_size})")
         if not x.is_floating_point():
             raise ValueError(f"x has dtype {x.dtype}; it should have a floating-point dtype")
         return x.reshape(-1, self.input_size)
 
-    def activate(self, pre_activation: torch.Tensor) -> torch.Tensor:
+    def activate(self, pre_activation: Tensor) -> Tensor:
         """Applies activation and dropout, elementwise."""
         return self.dropout(self.activation(pre_activation))
 
 
 def grouped_feedforward(
-    x: torch.Tensor,
-    block: torch.Tensor,
-    weight_in: torch.Tensor,
-    bias_in: torch.Tensor,
-    weight_out: torch.Tensor,
-    bias_out: torch.Tensor,
-    activate: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+    x: Tensor,
+    block: Tensor,
+    weight_in: Tensor,
+    bias_in: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+    activate: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Evaluates on each token its blocks, which are feedforward networks of equal size.
 
     Args:
@@ -117,20 +120,13 @@ def grouped_feedforward(
     return torch.empty_like(output).index_copy(0, order, output).view(*block.shape, output.shape[1])
 
 
-def init_blocks(
-    weight_in: nn.Parameter, bias_in: nn.Parameter, weight_out: nn.Parameter, bias_out: nn.Parameter
-) -> None:
+def init_blocks(weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor) -> None:
     """Initialises blocks (shapes as in `grouped_feedforward`) like layers of `torch.nn.Linear`."""
     init_linear(weight_in, bias_in, fan_in=weight_in.shape[2])
     init_linear(weight_out, bias_out, fan_in=weight_out.shape[1])
 
 
-def init_linear(weight: nn.Parameter, bias: nn.Parameter, fan_in: int) -> None:
+def init_linear(weight: Tensor, bias: Tensor, fan_in: int) -> None:
     """Fills both uniformly between -1/sqrt(fan_in) and 1/sqrt(fan_in), like `torch.nn.Linear`."""
     for parameter in (weight, bias):
         nn.init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
-
-
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """Casts dtypes smaller than float32 to float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

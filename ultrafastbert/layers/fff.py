@@ -1,14 +1,10 @@
-"""FFF: a layer of fast feedforward trees that replaces the feedforward layer of a transformer.
-
-The layer has the parameters and their initialisation; the mathematics is in `ultrafastbert.ops`. Parameters are
-node-major: the weights of a neuron are contiguous. Depth 0 is a dense layer of `trees` neurons.
-"""
+"""FFF, which replaces the feedforward layer of a transformer; its mathematics is in `ultrafastbert.ops`."""
 
 import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ultrafastbert import ops
 from ultrafastbert.utils.sizes import MAX_DEPTH
@@ -20,7 +16,7 @@ class FFF(nn.Module):
 
     Args:
         hidden_size: width of input and output.
-        depth: levels below the root, at least 0; a tree has 2^(depth+1) - 1 neurons.
+        depth: levels below the root; a tree has 2^(depth+1) - 1 neurons. Depth 0 is a dense layer of `trees` neurons.
         trees: number of trees; their outputs are added.
         bias: whether the neurons have a bias, which also shifts their decisions.
         backend: a key of `ultrafastbert.ops.BACKENDS`; None chooses one in every call.
@@ -57,7 +53,7 @@ class FFF(nn.Module):
             nn.init.zeros_(self.bias_in)
         nn.init.normal_(self.weight_out, std=0.02)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Evaluates the trees: `(..., hidden_size)` -> `(..., hidden_size)`; see `ops.fff`."""
         try:  # nn.Module's attribute access takes longer than the arithmetic of one token
             parameters: dict[str, Any] = self._parameters
@@ -66,12 +62,11 @@ class FFF(nn.Module):
             weights = self.weight_in, self.bias_in, self.weight_out
         return ops.fff(x, *weights, backend=self.backend)
 
-    def route(self, x: torch.Tensor) -> torch.Tensor:
+    def route(self, x: Tensor) -> Tensor:
         """Returns the tokens' paths: `(..., hidden_size)` -> int64 `(..., trees, depth + 1)`; see `ops.route`."""
         return ops.route(x, self.weight_in, self.bias_in, backend=self.backend)
 
     def extra_repr(self) -> str:
         """Returns the sizes for `repr`."""
-        return (
-            f"hidden_size={self.hidden_size}, trees={self.trees}, depth={self.depth}, bias={self.bias_in is not None}"
-        )
+        sizes = f"hidden_size={self.hidden_size}, trees={self.trees}, depth={self.depth}"
+        return f"{sizes}, bias={self.bias_in is not None}"

@@ -5,30 +5,29 @@
   layer with as many neurons, and the outputs of single leaves are never in memory.
 - Inference takes one path and evaluates the leaf at its end, in one product for all tokens at this leaf.
 
-Nodes and leaves are numbered as in FFF. In FFF every node on the path is a neuron that decides and adds to the output;
-here nodes only decide and leaves only compute. docs/soft.md compares the two.
-
-Source: arXiv 2308.14711, algorithm 1.
+In FFF every node on the path is a neuron that decides and adds to the output; here nodes only decide and leaves only
+compute (docs/soft.md compares the two). Source: arXiv 2308.14711, algorithm 1.
 """
 
 import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from ultrafastbert import ops
-from ultrafastbert.layers.blocks import BlockLayer, at_least_float32, grouped_feedforward, init_blocks, init_linear
+from ultrafastbert.layers.blocks import BlockLayer, grouped_feedforward, init_blocks, init_linear
+from ultrafastbert.ops.reference import at_least_float32
 from ultrafastbert.utils.sizes import MAX_DEPTH
 from ultrafastbert.utils.validation import FRACTION, at_least, check, integer
 
+# Up to this depth, inference multiplies each token with all nodes: those on its path alone are not faster on a CPU
+# (docs/benchmarks/soft.md).
 ALL_NODES_DEPTH = 6
-"""Up to this depth, inference multiplies each token with all nodes. Multiplying it only with those on its path is not
-faster on a CPU (docs/benchmarks/soft.md)."""
 
 
-def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
+def decision_entropy(logits: Tensor) -> Tensor:
     """Returns the entropy of going right with probability sigmoid(logit), elementwise: 0 to log 2, in nats."""
     # The entropy is even in the logit. With a = |logit| and p = sigmoid(a) it is -log p + (1 - p) a, two terms of
     # equal sign, so that it is accurate for any logit.
@@ -39,8 +38,8 @@ def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
 class SoftFFF(BlockLayer):
     """A binary tree of `2^depth - 1` nodes, which decide, and `2^depth` leaves, which are small feedforward networks.
 
-    Node i has the children 2i + 1 and 2i + 2. It computes the logit of the probability of the right child.
-    Leaf j has the heap index `2^depth - 1 + j`.
+    Nodes are numbered as in FFF. Node i computes the logit of the probability of its right child. Leaf j has the heap
+    index `2^depth - 1 + j`.
 
     Args:
         input_size, leaf_size, output_size: a leaf is Linear(input_size, leaf_size), activation, dropout,
@@ -48,14 +47,13 @@ class SoftFFF(BlockLayer):
         depth: number of decisions on a path, at least 0; with 0 the layer is an ordinary feedforward layer.
         node_size: with 1 a node is a linear neuron, whose boundary is a plane; otherwise it is
             Linear(input_size, node_size), activation, Linear(node_size, 1).
-        activation: a class of elementwise modules, or a function that returns one.
-        dropout: probability that a leaf's neuron is dropped in training.
+        activation, dropout: as in `BlockLayer`.
         region_leak: probability that a node's decision p about a token becomes 1 - p, in training.
         hardening: weight h of the hardening loss. It can be set at any time: `math.inf` freezes the nodes, and another
             value unfreezes them.
         train_hard: train with hard paths, as in inference. The nodes get no gradient.
 
-    Shapes: `(..., input_size)` -> `(..., output_size)`. Parameters: `node_weight_in (nodes, node_size, input_size)`,
+    Parameters: `node_weight_in (nodes, node_size, input_size)`,
     `node_bias_in (nodes, node_size)`; `node_weight_out (nodes, node_size)` and `node_bias_out (nodes,)`, None if
     node_size is 1; `leaf_weight_in (leaves, leaf_size, input_size)`, `leaf_bias_in (leaves, leaf_size)`,
     `leaf_weight_out (leaves, leaf_size, output_size)`, `leaf_bias_out (leaves, output_size)`.
@@ -65,10 +63,9 @@ class SoftFFF(BlockLayer):
             (including padding) of the last forward pass in training mode. Zero with `train_hard`.
         auxiliary_loss: the hardening loss, h times the sum of `node_entropy`. The paper sums over the batch; with the
             mean, the effect of h does not depend on the batch size.
-
-    Raises:
-        ValueError: an argument out of range; in the forward pass, an x that is not `(..., input_size)`.
     """
+
+    shown = ("input_size", "leaf_size", "output_size", "depth", "node_size", "region_leak", "hardening", "train_hard")
 
     def __init__(
         self,
@@ -128,7 +125,7 @@ class SoftFFF(BlockLayer):
         if self.node_weight_out is not None and self.node_bias_out is not None:
             init_linear(self.node_weight_out, self.node_bias_out, fan_in=self.node_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Evaluates the layer: `(..., input_size)` -> `(..., output_size)`.
 
         Mixes all leaves in training without `train_hard`, otherwise evaluates one leaf per token. In training, sets
@@ -139,19 +136,13 @@ class SoftFFF(BlockLayer):
         output = self._mix(tokens) if soft else self._choose(tokens)
         return output.view(*x.shape[:-1], self.output_size)
 
-    def mixture(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the probability of each leaf, without leaks: `(..., input_size)` -> `(..., leaves)`.
-
-        The dtype is that of x, at least float32.
-        """
+    def mixture(self, x: Tensor) -> Tensor:
+        """Returns each leaf's probability, without leaks: `(..., input_size)` -> `(..., leaves)`, at least float32."""
         mixture = self._mixture(self.node_logits(self.tokens(x)))
         return mixture.view(*x.shape[:-1], mixture.shape[1])
 
-    def node_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the logit of each node's right child, without leaks: `(..., input_size)` -> `(..., nodes)`.
-
-        The dtype is that of x, at least float32.
-        """
+    def node_logits(self, x: Tensor) -> Tensor:
+        """Returns each node's logit, without leaks: `(..., input_size)` -> `(..., nodes)`, at least float32."""
         logits = linear(self.tokens(x), self.node_weight_in.flatten(0, 1), self.node_bias_in.flatten())
         if self.node_size > 1:
             hidden = self.activation(logits).unflatten(1, self.node_bias_in.shape)
@@ -160,7 +151,7 @@ class SoftFFF(BlockLayer):
         return logits.view(*x.shape[:-1], logits.shape[1])
 
     @torch.no_grad()
-    def route(self, x: torch.Tensor) -> torch.Tensor:
+    def route(self, x: Tensor) -> Tensor:
         """Returns the hard paths: `(..., input_size)` -> int64 `(..., 1, depth + 1)`, heap indices from the root, 0.
 
         A token goes right if the logit is positive, without leaks.
@@ -170,28 +161,16 @@ class SoftFFF(BlockLayer):
         path = ((leaf + 1) >> levels) - 1  # counted from 1, the parent of i is i >> 1
         return path.view(*x.shape[:-1], 1, self.depth + 1)
 
-    def usage(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Counts the tokens `(..., input_size)` that pass through each node and that end at each leaf, on hard paths.
-
-        Returns:
-            int64 `(nodes,)` and `(leaves,)`.
-        """
+    def usage(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts the tokens `(..., input_size)` at each node and leaf of hard paths: int64 `(nodes,)`, `(leaves,)`."""
         leaves = 2**self.depth
         counts = self.route(x).flatten().bincount(minlength=2 * leaves - 1)
         return counts[: leaves - 1], counts[leaves - 1 :]
 
-    def extra_repr(self) -> str:
-        """Returns the arguments for `repr`."""
-        return (
-            f"input_size={self.input_size}, leaf_size={self.leaf_size}, output_size={self.output_size}, "
-            f"depth={self.depth}, node_size={self.node_size}, region_leak={self.region_leak}, "
-            f"hardening={self.hardening}, train_hard={self.train_hard}"
-        )
-
     def _leaves(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.leaf_weight_in, self.leaf_bias_in, self.leaf_weight_out, self.leaf_bias_out
 
-    def _mix(self, x: torch.Tensor) -> torch.Tensor:
+    def _mix(self, x: Tensor) -> Tensor:
         """Mixes all leaves: `(tokens, input_size)` -> `(tokens, output_size)`."""
         logits = self.node_logits(x)
         self._set_entropy(logits)
@@ -204,7 +183,7 @@ class SoftFFF(BlockLayer):
         weighted = hidden.unflatten(1, bias_in.shape) * mixture.unsqueeze(2)
         return torch.addmm(mixture @ bias_out, weighted.flatten(1), weight_out.flatten(0, 1))
 
-    def _mixture(self, logits: torch.Tensor) -> torch.Tensor:
+    def _mixture(self, logits: Tensor) -> Tensor:
         """`(tokens, nodes)` -> `(tokens, leaves)`: level by level, a node divides its weight between its children."""
         left, right = (-logits).sigmoid(), logits.sigmoid()  # 1 - sigmoid(z) is inaccurate where it is small
         mixture = logits.new_ones(len(logits), 1)
@@ -213,14 +192,14 @@ class SoftFFF(BlockLayer):
             mixture = (mixture.unsqueeze(2) * torch.stack((left[:, nodes], right[:, nodes]), dim=2)).flatten(1)
         return mixture
 
-    def _set_entropy(self, logits: torch.Tensor) -> None:
+    def _set_entropy(self, logits: Tensor) -> None:
         weight = self.hardening if self.hardening < math.inf else 0.0
         entropy = decision_entropy(logits if weight > 0 else logits.detach())
         entropy = entropy.sum(0) / max(1, len(entropy))
         self.node_entropy = entropy.detach()
         self.auxiliary_loss = weight * entropy.sum()
 
-    def _choose(self, x: torch.Tensor) -> torch.Tensor:
+    def _choose(self, x: Tensor) -> Tensor:
         """Evaluates one leaf per token: `(tokens, input_size)` -> `(tokens, output_size)`."""
         leaf = self._walk(x, self.region_leak if self.training else 0.0) - (2**self.depth - 1)
         if self.training:
@@ -229,7 +208,7 @@ class SoftFFF(BlockLayer):
         return grouped_feedforward(x, leaf.unsqueeze(1), *self._leaves(), self.activate).squeeze(1)
 
     @torch.no_grad()
-    def _walk(self, x: torch.Tensor, leak: float = 0.0) -> torch.Tensor:
+    def _walk(self, x: Tensor, leak: float = 0.0) -> Tensor:
         """`(tokens, input_size)` -> int64 `(tokens,)`, the heap indices of the leaves on hard paths."""
         node = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         if self.depth <= ALL_NODES_DEPTH:
@@ -245,7 +224,7 @@ class SoftFFF(BlockLayer):
             node = torch.add(_turns(self._logits_at(node.squeeze(1), x), leak).unsqueeze(1), node, alpha=2)
         return node.squeeze(1)
 
-    def _logits_at(self, node: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _logits_at(self, node: Tensor, x: Tensor) -> Tensor:
         """Returns the logit of one node per token: int64 `(tokens,)`, `(tokens, input_size)` -> `(tokens,)`."""
         weight = self.node_weight_in[node]
         logits = torch.linalg.vecdot(weight, x.unsqueeze(1).to(weight.dtype)) + self.node_bias_in[node]
@@ -254,7 +233,7 @@ class SoftFFF(BlockLayer):
         return (self.activation(logits) * self.node_weight_out[node]).sum(1) + self.node_bias_out[node]
 
 
-def _turns(logits: torch.Tensor, leak: float) -> torch.Tensor:
+def _turns(logits: Tensor, leak: float) -> Tensor:
     """Returns int64, 1 to go left and 2 to go right: the child of node i is 2i + 1 or 2i + 2."""
     right = logits > 0
     if leak > 0:

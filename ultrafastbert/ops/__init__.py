@@ -49,14 +49,13 @@ def fff(
 
     Source: arXiv 2311.10770, algorithm 1.
     """
-    if weight_in.dim() == 3 and x.is_cpu and not torch.is_autocast_enabled("cpu"):
-        name = _backend_name(backend, x, weight_in)
-        if name == "native":
-            try:
-                return native.fff(x, weight_in, bias_in, weight_out)
-            except (RuntimeError, ValueError, TypeError):
-                _prepare(x, weight_in, bias_in, weight_out)  # raises the error of `fff` if an argument is wrong
-                raise
+    on_cpu = weight_in.dim() == 3 and x.is_cpu and not torch.is_autocast_enabled("cpu")
+    if on_cpu and _backend_name(backend, x, weight_in) == "native":
+        try:
+            return native.fff(x, weight_in, bias_in, weight_out)
+        except (RuntimeError, ValueError, TypeError):
+            _prepare(x, weight_in, bias_in, weight_out)  # raises the error of `fff` if an argument is wrong
+            raise
     x, weight_in, bias_in, weight_out = _prepare(x, weight_in, bias_in, weight_out)
     tokens = x.reshape(-1, x.shape[-1])
     return _backend(backend, tokens, weight_in).fff(tokens, weight_in, bias_in, weight_out).view(x.shape)
@@ -81,8 +80,8 @@ def choose_backend(x: Tensor, weight_in: Tensor) -> str:
     The choice depends on the device and on the ratio of a tree's neurons to those that a token uses:
 
     - On a CPU, `native` is faster than `dense` from a ratio of about 3 (depth 3) on, for any number of trees and
-      tokens, with and without gradients (docs/benchmarks/cpu.md). Where `native` is not available and the ratio is at
-      least 30 (depth 7), `gather` is used without gradients and `blocked` with them.
+      tokens, with and without gradients (docs/benchmarks/cpu.md). Without `native`, from a ratio of 30 (depth 7) on
+      `gather` is used without gradients and `blocked` with them.
     - On a GPU with a kernel for grouped products, `blocked` is used from a ratio of 50 (depth 8) on. Sorting the
       tokens and restoring their order takes as long as a dense layer of about 400 neurons.
     - Otherwise `dense`, whose matrix products make good use of an accelerator.
@@ -141,11 +140,10 @@ def _has_autocast(device: str) -> bool:
 
 
 def _check_shapes(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> None:
-    if weight_in.dim() != 3 or 0 in weight_in.shape:
-        raise ValueError(
-            f"weight_in has shape {tuple(weight_in.shape)}; it should be (trees, nodes, hidden), each at least 1"
-        )
-    trees, nodes, hidden = weight_in.shape
+    shape = tuple(weight_in.shape)
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"weight_in has shape {shape}; it should be (trees, nodes, hidden), each at least 1")
+    trees, nodes, hidden = shape
     if nodes & (nodes + 1):
         raise ValueError(
             f"weight_in has {nodes} nodes per tree; a full tree has 2^(depth+1) - 1 nodes: 1, 3, 7, 15, ..."
@@ -155,6 +153,4 @@ def _check_shapes(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_o
     if bias_in is not None and bias_in.shape != (trees, nodes):
         raise ValueError(f"bias_in has shape {tuple(bias_in.shape)}; it should be {(trees, nodes)}")
     if weight_out.shape != weight_in.shape:
-        raise ValueError(
-            f"weight_out has shape {tuple(weight_out.shape)}; it should be that of weight_in, {tuple(weight_in.shape)}"
-        )
+        raise ValueError(f"weight_out has shape {tuple(weight_out.shape)}; it should be that of weight_in, {shape}")

@@ -95,7 +95,7 @@ class _Blocked(torch.autograd.Function):
         need_x, need_in, need_bias, need_out = ctx.needs_input_grad
         grad_x = grad_in = grad_bias = grad_out = None
 
-        grad_rows = _to_rows(grad_output, order)
+        grad_rows = grad_output.index_select(0, order.token)
         if need_out:
             activation = _on_path(gelu(pre_activation), columns, width)
             grad_out = _heap(grouped_mm(activation.T, grad_rows, order.ends), order, cut, levels)
@@ -120,7 +120,7 @@ def _pre_activations(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the rows, the blocks of `weight_in`, their products `(rows, width)`, and the turns in the subtrees."""
     steps = weight_in.shape[1].bit_length() - 1 - cut
-    rows, blocks = _to_rows(x, order), _blocks(weight_in, cut)
+    rows, blocks = x.index_select(0, order.token), _blocks(weight_in, cut)
     pre_activation = grouped_mm(rows, blocks.transpose(1, 2), order.ends)
     if bias_in is not None:
         pre_activation = pre_activation + _blocks(bias_in, cut)[order.block]
@@ -151,12 +151,8 @@ def _sort(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, cut: int) -> _Or
     return _Order(index // trees, block.long(), row.view(-1, trees), ends)
 
 
-def _to_rows(tokens: Tensor, order: _Order) -> Tensor:
-    return tokens.index_select(0, order.token)
-
-
 def _to_tokens(rows: Tensor, order: _Order) -> Tensor:
-    """The adjoint of `_to_rows`: adds the rows of each token."""
+    """Adds the rows of each token: the adjoint of `tokens.index_select(0, order.token)`."""
     tokens, trees = order.row.shape
     rows = rows.index_select(0, order.row.flatten())
     return rows if trees == 1 else rows.view(tokens, trees, -1).sum(1, dtype=rows.dtype)

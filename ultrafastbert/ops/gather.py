@@ -24,10 +24,7 @@ def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
 
 
 def _walk(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the nodes on each path, as rows of the flattened trees, and their pre-activations.
-
-    Both have shape `(tokens, trees, depth + 1)`. Rows are int64 in [0, trees * nodes).
-    """
+    """The nodes on each path, as int64 rows of the flattened trees, and pre-activations: `(tokens, trees, levels)`."""
     trees, nodes, _ = weight_in.shape
     weight_in = weight_in.flatten(0, 1)
     root = nodes * torch.arange(trees, device=x.device)

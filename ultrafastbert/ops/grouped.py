@@ -1,15 +1,13 @@
 """Grouped matrix products: several products of different numbers of rows in one call, for all dtypes and devices.
 
-Where there is a kernel (see `has_kernel`), the host does not wait for the device, and `torch.compile` and CUDA graphs
-capture the call. Elsewhere the products are a loop over the groups.
+Where there is no kernel (see `has_kernel`), the products are a loop over the groups, whose ends the host waits for.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-ALIGNMENT = 8
-"""The kernel needs operands whose rows are multiples of 16 bytes, 8 numbers of bfloat16."""
+ALIGNMENT = 8  # the kernel needs operands whose rows are multiples of 16 bytes, 8 numbers of bfloat16
 
 
 @torch.compiler.assume_constant_result
@@ -19,11 +17,9 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     The answer is also True for bfloat16 on a CPU, where PyTorch's operator is a loop. So tests on a CPU run the same
     code as CUDA does.
     """
-    if dtype != torch.bfloat16 or device.type not in ("cuda", "cpu", "meta"):
+    if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device)[0] not in (9, 10)):
         return False
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] in (9, 10)
-    return True
+    return dtype == torch.bfloat16 and device.type in ("cuda", "cpu", "meta")
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
@@ -52,7 +48,7 @@ def zero_empty(product: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("ultrafastbert::grouped_mm", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def looped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """`grouped_mm` as a loop over the groups, whose ends are copied to the host."""
+    """`grouped_mm` as a loop over the groups."""
     last = ends.tolist()
     groups = list(zip([0, *last[:-1]], last, strict=True))
     if b.dim() == 3:

@@ -17,7 +17,7 @@ from torch.nn.functional import gelu
 
 def fff(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> Tensor:
     """`ops.fff` for tokens `(tokens, hidden)`."""
-    weight_out = _at_least_float32(weight_out)
+    weight_out = at_least_float32(weight_out)
     tree = torch.arange(weight_out.shape[0], device=x.device)
     output = torch.zeros_like(x, dtype=weight_out.dtype)
     for node, pre_activation in _walk(x, weight_in, bias_in):
@@ -33,8 +33,8 @@ def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
 def _walk(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields, level by level, the node of each token and its pre-activation, both `(tokens, trees)`."""
     trees, nodes, _ = weight_in.shape
-    x, weight_in = _at_least_float32(x), _at_least_float32(weight_in)
-    bias_in = None if bias_in is None else _at_least_float32(bias_in)
+    x, weight_in = at_least_float32(x), at_least_float32(weight_in)
+    bias_in = None if bias_in is None else at_least_float32(bias_in)
     tree = torch.arange(trees, device=x.device)
     node = torch.zeros(x.shape[0], trees, dtype=torch.long, device=x.device)
     for _ in range(nodes.bit_length()):
@@ -45,5 +45,6 @@ def _walk(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Iterator[tupl
         node = 2 * node + 1 + (pre_activation > 0).long()
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Casts dtypes smaller than float32 to float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,6 +1,5 @@
 """The C++ operator as a backend, for CPUs. It is built and loaded when it is used for the first time.
 
-- `available` tries to load it and returns whether it can be used. If not, it warns once.
 - The operators are registered with PyTorch: kernels and schemas in C++ (native.cpp), shapes and the gradient in
   `registration`. So `torch.compile` and `torch.export` treat each as one call.
 - With gradients, `fff_with_path` keeps each token's leaf and pre-activations for the backward pass, which reads only
@@ -30,17 +29,15 @@ def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def available() -> bool:
-    """Whether the operator can be used. The first call builds and loads it, and warns if that fails."""
-    error = _load()
-    if error:
+    """Whether the operator can be used. The first call builds and loads it; if that fails, it warns once."""
+    if error := _load():
         _warn(str(error))
     return error is None
 
 
 @torch.compiler.assume_constant_result
 def _require() -> None:
-    error = _load()
-    if error:
+    if error := _load():
         raise error
 
 

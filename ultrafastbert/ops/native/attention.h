@@ -1,9 +1,8 @@
 // Self-attention over sequences that are stored one after the other, without padding.
 //
-// Both products of a head (scores and weighted values) use one routine, which multiplies a few rows by a packed
-// matrix. It multiplies units: pairs of bfloat16 where the processor has a dot product for them, otherwise numbers
-// widened to the accumulator's type. The scores of a few queries fit in the L1 cache, so an online softmax is not
-// needed. The softmax is computed in the accumulator's precision, and the output is divided by its sum.
+// Both products of a head (scores and weighted values) multiply a few rows by a packed matrix of units: pairs of
+// bfloat16 where the processor has a dot product for them, otherwise numbers widened to the accumulator's type. The
+// scores of a few queries fit in the L1 cache, so an online softmax is not needed.
 #pragma once
 
 #include <limits>

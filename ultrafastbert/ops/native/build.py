@@ -3,10 +3,9 @@
 `python -m ultrafastbert.ops.native.build` builds it before the first use and prints the path of the library.
 
 - The path of a build contains a hash of all that it depends on: source, flags, PyTorch, processor and compiler. So
-  different machines can share a home directory.
+  different machines can share a home directory. If the library exists already, no compiler is needed.
 - If several processes start together, one builds and the others wait. The operating system releases the lock when its
   holder ends, and a finished library is moved to its path atomically, so a build that is killed does no harm.
-- If there is a library for this processor and PyTorch already, no compiler is needed.
 - The library is not linked to an OpenMP runtime. It uses the one that PyTorch has loaded, with the same threads.
 """
 
@@ -35,14 +34,7 @@ class BuildError(UserError):
 
 
 def load() -> Path:
-    """Loads the operator's library into this process, and builds it first if there is none.
-
-    Returns:
-        The path of the library.
-
-    Raises:
-        BuildError: the library cannot be built or loaded.
-    """
+    """Loads the library, built first if needed, and returns its path; raises a BuildError if that fails."""
     try:
         library = build()
         torch.ops.load_library(library)
@@ -55,10 +47,7 @@ def build() -> Path:
     """Returns the path of the library for this source, machine and PyTorch; builds it if needed (tens of seconds).
 
     It is in a directory `ultrafastbert-KEY` of `TORCH_EXTENSIONS_DIR`, by default PyTorch's cache directory for
-    extensions. The compiler is `CXX`, by default `c++`.
-
-    Raises:
-        BuildError: there is no compiler, or it fails.
+    extensions. The compiler is `CXX`, by default `c++`. Raises a BuildError if there is no compiler or it fails.
     """
     compiler, directory = _compiler(), _directory()
     if compiler is None:

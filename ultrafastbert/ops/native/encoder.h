@@ -1,5 +1,4 @@
-// The operators of the other parts of an encoder, for inference: attention without padding, rotary positions, linear
-// layers in 8 bits, and the addition to the residual stream with layer normalization.
+// The operators of the other parts of an encoder, for inference.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,12 +6,10 @@
 #include <ATen/ops/zeros.h>
 
 #include <optional>
-#include <vector>
 
 #include "attention.h"
 #include "rows.h"
 #include "tensors.h"
-#include "vectors.h"
 
 namespace {
 

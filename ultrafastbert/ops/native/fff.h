@@ -1,5 +1,4 @@
-// The operators of the trees: the output (with or without the paths that the backward pass needs), the routes, and
-// both halves of the backward pass.
+// The operators of the trees: they check tensors and call what trees.h computes.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -9,11 +8,9 @@
 
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "tensors.h"
 #include "trees.h"
-#include "vectors.h"
 
 namespace {
 

@@ -1,8 +1,5 @@
-// Schemas of the operators and their registration with PyTorch. Shapes for `torch.compile` and the formula of the
-// gradient are registered in registration.py.
-//
-// fff.h has the operators of the trees, which trees.h evaluates. encoder.h has the operators for the other parts of an
-// encoder, which are in attention.h and rows.h. All are based on vectors.h.
+// Schemas of the operators and their registration with PyTorch: those of trees (fff.h) and of the other parts of an
+// encoder (encoder.h). registration.py registers shapes for `torch.compile` and the formula of the gradient.
 
 #include <torch/library.h>
 

@@ -1,71 +1,43 @@
 """Registers what PyTorch cannot see from the kernels: the shapes of results, and the gradient of `fff_with_path`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def _fff(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> Tensor:
-    return _empty_like(x)
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _fff_with_path(
-    x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, trees, levels = _path_shape(x, weight_in)
-    leaf = x.new_empty(tokens, trees, dtype=torch.int32)
-    pre_activation = x.new_empty(tokens, trees, levels, dtype=torch.promote_types(x.dtype, torch.float32))
-    return _empty_like(x), leaf, pre_activation
+def _path_shape(x: Tensor, weight_in: Tensor) -> tuple[int, int, int]:
+    """Returns the number of tokens, trees and levels."""
+    return x.numel() // x.shape[-1], weight_in.shape[0], weight_in.shape[1].bit_length()
 
 
-def _route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
-    return x.new_empty(_path_shape(x, weight_in), dtype=torch.int64)
+def _fff_with_path(x: Tensor, weight_in: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    path = _path_shape(x, weight_in)
+    leaf = x.new_empty(path[:2], dtype=torch.int32)
+    return _empty_like(x), leaf, x.new_empty(path, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _backward_tokens(
-    grad: Tensor, weight_in: Tensor, weight_out: Tensor, leaf: Tensor, pre_activation: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_like(grad), torch.empty_like(pre_activation), torch.empty_like(pre_activation)
+def _backward_weights(grad: Tensor, x: Tensor, leaf: Tensor, *by_neuron: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _, trees, levels = by_neuron[0].shape
+    weight = x.new_empty(trees, 2**levels - 1, x.shape[-1])
+    return weight, x.new_empty(weight.shape[:2]), torch.empty_like(weight)
 
 
-def _backward_weights(
-    grad: Tensor, x: Tensor, leaf: Tensor, grad_pre_activation: Tensor, activation: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, trees, levels = activation.shape
-    nodes = 2**levels - 1
-    weight = x.new_empty(trees, nodes, x.shape[-1])
-    return weight, x.new_empty(trees, nodes), torch.empty_like(weight)
-
-
-def _attention(qkv: Tensor, offsets: Tensor, heads: int) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
-
-
-def _rotate(qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> None:
-    return None
-
-
-def _linear_int8(x: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight_scale.shape[0], dtype=dtype)
-
-
-def _add_norm(
-    stream: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
-    return torch.empty_like(stream, dtype=dtype)
-
-
-SHAPES = {
-    "fff": _fff,
+SHAPES: dict[str, Callable[..., Any]] = {
+    "fff": lambda x, *_: _empty_like(x),
     "fff_with_path": _fff_with_path,
-    "route": _route,
-    "backward_tokens": _backward_tokens,
+    "route": lambda x, weight_in, _: x.new_empty(_path_shape(x, weight_in), dtype=torch.int64),
+    "backward_tokens": lambda grad, _in, _out, _leaf, z: (_empty_like(grad), torch.empty_like(z), torch.empty_like(z)),
     "backward_weights": _backward_weights,
-    "attention": _attention,
-    "rotate_": _rotate,
-    "linear_int8": _linear_int8,
-    "add_norm": _add_norm,
+    "attention": lambda qkv, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
+    "rotate_": lambda *_: None,
+    "linear_int8": lambda x, _, scale, dtype: x.new_empty(*x.shape[:-1], scale.shape[0], dtype=dtype),
+    "add_norm": lambda stream, *options: torch.empty_like(stream, dtype=options[-1]),
 }
 """For each operator, a function of its arguments that returns tensors of the right shapes and dtypes."""
 
@@ -89,24 +61,12 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, grad: Tensor, _grad_leaf: None, _grad_pre_activation: None) -> tuple[Tensor | None, ...]:
     x, weight_in, weight_out, leaf, pre_activation = ctx.saved_tensors
     operators = torch.ops.ultrafastbert
-    _, *need_weights = ctx.needs_input_grad
-    grad_x, grad_pre_activation, activation = operators.backward_tokens(
-        grad, weight_in, weight_out, leaf, pre_activation
-    )
-    if not any(need_weights):
+    grad_x, *by_neuron = operators.backward_tokens(grad, weight_in, weight_out, leaf, pre_activation)
+    if not any(ctx.needs_input_grad[1:]):
         return grad_x, None, None, None
-    grad_in, grad_bias, grad_out = operators.backward_weights(grad, x, leaf, grad_pre_activation, activation)
+    grad_in, grad_bias, grad_out = operators.backward_weights(grad, x, leaf, *by_neuron)
     return grad_x, grad_in, grad_bias if ctx.biased else None, grad_out
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("backend 'native' has no second derivatives; use 'reference' or 'dense' for them")
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _path_shape(x: Tensor, weight_in: Tensor) -> tuple[int, int, int]:
-    """Returns the number of tokens, trees and levels."""
-    return x.numel() // x.shape[-1], weight_in.shape[0], weight_in.shape[1].bit_length()

@@ -1,5 +1,4 @@
-// Operations on the row of one token between the large layers: rounding to 8 bits and back, rotary positions, and
-// the residual addition with layer normalization.
+// Operations on the row of one token between the large layers.
 #pragma once
 
 #include "vectors.h"
