@@ -7,9 +7,10 @@ import torch
 from accelerate import Accelerator
 
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
-from ultrafastbert.pretraining.arguments import ModelArguments
+from ultrafastbert.pretraining.arguments import ModelArguments, TrainArguments
 from ultrafastbert.pretraining.data.masking import Masker
 from ultrafastbert.pretraining.evaluation import LeafCounter, evaluate
+from ultrafastbert.pretraining.step import TrainingStep
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
@@ -25,9 +26,13 @@ def sequences(count=10):
     return torch.randint(5, 40, (count, 16), generator=torch.Generator().manual_seed(0))
 
 
+def step_of(model):
+    return TrainingStep(model, TrainArguments(max_steps=1), Accelerator(cpu=True))
+
+
 def test_loss_and_accuracy_are_means_over_all_masked_tokens(model):
     masker, data = Masker(0.25, 40, SPECIAL, seed=3), sequences()
-    result = evaluate(model, data, masker, 4, Accelerator(cpu=True), lambda: torch.autocast("cpu", enabled=False))
+    result = evaluate(step_of(model), data, masker, 4)
     losses, correct = [], []
     model.eval()
     for start in (0, 4, 8):  # the last batch is smaller; its tokens have the same weight
@@ -42,13 +47,10 @@ def test_loss_and_accuracy_are_means_over_all_masked_tokens(model):
 
 
 def test_evaluation_is_repeatable_and_keeps_the_model_in_training_mode(model):
-    masker, accelerator = Masker(0.25, 40, SPECIAL, seed=3), Accelerator(cpu=True)
+    masker, step = Masker(0.25, 40, SPECIAL, seed=3), step_of(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    results = [
-        evaluate(model, sequences(), masker, 5, accelerator, lambda: torch.autocast("cpu", enabled=False))
-        for _ in range(2)
-    ]
+    results = [evaluate(step, sequences(), masker, 5) for _ in range(2)]
     assert results[0] == results[1] and model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

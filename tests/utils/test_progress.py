@@ -42,7 +42,7 @@ def test_a_layout_is_used_without_its_bar(monkeypatch, capsys):
 
 def test_an_unknown_total_is_counted(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-    progress_bar(None, "reading", "B", scale=True).update(2_500_000)
+    progress_bar(None, "reading", "B", unit_scale=True).update(2_500_000)
     assert "reading: 2.50MB [" in capsys.readouterr().err
 
 

@@ -49,11 +49,7 @@ class ModelArguments:
         parse_size(self.fff, "model.fff")
 
     def build_config(self, vocab_size: int, sequence_length: int) -> UltraFastBertConfig:
-        """The configuration of the model.
-
-        Args:
-            vocab_size: of the data.
-            sequence_length: of the data. [tokens]
+        """The configuration of the model on data with this vocabulary and length of sequences.
 
         Raises:
             huggingface_hub.errors.StrictDataclassError: sizes that contradict each other.
@@ -63,17 +59,13 @@ class ModelArguments:
             feedforward: dict[str, Any] = {"feedforward": "dense", "intermediate_size": size.neurons}
         else:
             feedforward = {"feedforward": "fff", "fff_trees": size.trees, "fff_depth": size.depth}
+        options = {name: value for name, value in asdict(self).items() if name not in ("fff", "dropout")}
         return UltraFastBertConfig(
             vocab_size=vocab_size,
             max_position_embeddings=sequence_length,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            position_embedding=self.position_embedding,
-            decoder_bias=self.decoder_bias,
-            initializer_range=self.initializer_range,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
+            **options,
             **feedforward,
         )
 
@@ -151,8 +143,8 @@ class TrainArguments:
     @property
     def budgets(self) -> dict[str, float]:
         """The given budgets, by name."""
-        names = ("budget_hours", "max_steps", "max_tokens")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        budgets = {"budget_hours": self.budget_hours, "max_steps": self.max_steps, "max_tokens": self.max_tokens}
+        return {name: budget for name, budget in budgets.items() if budget is not None}
 
 
 @dataclass

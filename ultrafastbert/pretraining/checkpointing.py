@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.evaluation import Evaluation
@@ -24,21 +23,10 @@ from ultrafastbert.utils.files import write_atomically
 
 
 class Checkpointer:
-    """Saves and loads the state of a run.
-
-    Args:
-        arguments: of the run.
-        data: that it trains on.
-        model: that is trained, without wrapper.
-        accelerator: with the model and the optimiser.
-    """
+    """Saves and loads the state of a run: that of the model, the optimiser and the random generators, and progress."""
 
     def __init__(
-        self,
-        arguments: PretrainArguments,
-        data: PackedData,
-        model: UltraFastBertForMaskedLM,
-        accelerator: Accelerator,
+        self, arguments: PretrainArguments, data: PackedData, model: PreTrainedModel, accelerator: Accelerator
     ):
         self.arguments, self.data, self.model, self.accelerator = arguments, data, model, accelerator
         self.output = Path(arguments.output_dir)
@@ -64,8 +52,7 @@ class Checkpointer:
                 "data_directory": str(self.data.directory.resolve()),
                 "data_fingerprint": self.data.fingerprint,
             }
-            keep = self.arguments.train.keep_checkpoints
-            save_checkpoint(self.accelerator, directory, progress.step, content, keep)
+            save_checkpoint(self.accelerator, directory, progress.step, content, self.arguments.train.keep_checkpoints)
             self.saved_step = progress.step
         return directory / f"step-{progress.step}"
 
@@ -93,14 +80,12 @@ class Checkpointer:
     def write_config(self) -> None:
         """Writes the options of the run, with the versions and the data as comments."""
         if self.accelerator.is_main_process:
-            versions = f"torch {torch.__version__}, transformers {transformers_version}"
-            comment = (
-                f"# {versions}, Python {platform.python_version()}\n"
-                f"# data: {self.data.directory}, fingerprint {self.data.fingerprint}\n"
-            )
+            python = platform.python_version()
+            text = f"# torch {torch.__version__}, transformers {transformers_version}, Python {python}\n"
+            text += f"# data: {self.data.directory}, fingerprint {self.data.fingerprint}\n"
             settings = self.arguments.to_dict() | {"resume": "auto"}  # using the file again resumes the run
-            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-            write_atomically(self.output / CONFIG, comment + text)
+            text += yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            write_atomically(self.output / CONFIG, text)
 
 
 def read_progress(
@@ -117,16 +102,16 @@ def read_progress(
     # an option that the checkpoint lacks is newer, and its default is what the model had
     before["model"] = asdict(ModelArguments()) | before["model"]
     changes = changed_settings(before, arguments.to_dict() | {"data_fingerprint": data.fingerprint})
-    fixed = {name: change for name, change in changes.items() if _is_fixed(name)}
+    fixed = {
+        name: change
+        for name, change in changes.items()
+        if name.startswith("model.") or name in ("seed", "data_fingerprint")
+    }
     refuse_changes(f"checkpoint {checkpoint}", fixed, "Choose another output_dir, or resume=never to start again.")
     for name, (old, new) in changes.items():
         if name.startswith("train."):
             accelerator.print(f"changed since the checkpoint: {name} was {old!r} and is {new!r}")
     return Progress.from_dict(content["progress"])
-
-
-def _is_fixed(name: str) -> bool:
-    return name.startswith("model.") or name in ("seed", "data_fingerprint")
 
 
 def step_of_final(output: Path) -> int | None:

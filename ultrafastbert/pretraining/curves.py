@@ -17,7 +17,7 @@ Metrics = dict[str, list[dict[str, Any]]]
 
 
 def plot_runs(runs: dict[str, Path], directory: Path, unigram_entropy: float | None = None) -> list[Path]:
-    """Draws `loss.png`, `throughput.png` and, if there are trees, `leaves.png`.
+    """Draws `loss.png`, `throughput.png` and, if there are trees, `leaves.png`; returns the files.
 
     Args:
         runs: the directory of each run, by its name in the legend.
@@ -25,20 +25,16 @@ def plot_runs(runs: dict[str, Path], directory: Path, unigram_entropy: float | N
         unigram_entropy: of the training tokens, drawn as a line: the loss of a model that has learnt only how often
             each token occurs. [nats]
 
-    Returns:
-        The files written.
-
     Raises:
         ValueError: a run has no metrics.
     """
-    metrics = {name: read_metrics(run / METRICS) for name, run in runs.items()}
+    metrics = {}
     for name, run in runs.items():
+        metrics[name] = read_metrics(run / METRICS)
         if not metrics[name]:
             raise ValueError(f"{run / METRICS} has no metrics; it should be the file of a pretraining run")
-    files = [
-        _draw_loss(metrics, directory / "loss.png", unigram_entropy),
-        _draw_throughput(metrics, directory / "throughput.png"),
-    ]
+    files = [_draw_loss(metrics, directory / "loss.png", unigram_entropy)]
+    files.append(_draw_throughput(metrics, directory / "throughput.png"))
     if any("leaf_entropy" in line for lines in metrics.values() for line in lines):
         files.append(_draw_leaves(metrics, directory / "leaves.png"))
     return files
@@ -68,17 +64,11 @@ def _draw_leaves(metrics: Metrics, path: Path) -> Path:
     figure, axes = _new_plot("entropy of leaf use (1: even, 0: collapsed)")
     for index, (name, lines) in enumerate(metrics.items()):
         tokens, entropies = _series([line for line in lines if line.get("leaf_entropy")], "leaf_entropy")
-        layers = len(entropies[0]) if entropies else 0
-        for layer in range(layers):
-            axes.plot(
-                tokens,
-                [entropy[layer] for entropy in entropies],
-                color=f"C{index}",
-                alpha=0.3 + 0.7 * layer / max(1, layers - 1),  # deeper layers are darker
-                marker="o",
-                markersize=3,
-                label=f"{name}, layers 0 (light) and up" if layer == 0 else None,
-            )
+        layers = list(zip(*entropies, strict=True))
+        for layer, values in enumerate(layers):
+            alpha = 0.3 + 0.7 * layer / max(1, len(layers) - 1)  # deeper layers are darker
+            label = f"{name}, layers 0 (light) and up" if layer == 0 else None
+            axes.plot(tokens, values, color=f"C{index}", alpha=alpha, marker="o", markersize=3, label=label)
     axes.set_ylim(0, 1.02)
     return _save(figure, axes, path)
 
@@ -91,9 +81,8 @@ def _series(lines: list[dict[str, Any]], name: str) -> tuple[Sequence[float], Se
 
 def _new_plot(ylabel: str) -> "tuple[Figure, Axes]":
     figure, panels = new_figure(7, 4.2)
-    axes = panels[0, 0]
-    axes.set(xlabel="millions of tokens", ylabel=ylabel)
-    return figure, axes
+    panels[0, 0].set(xlabel="millions of tokens", ylabel=ylabel)
+    return figure, panels[0, 0]
 
 
 def _save(figure: "Figure", axes: "Axes", path: Path) -> Path:

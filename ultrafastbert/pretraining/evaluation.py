@@ -4,8 +4,6 @@ A tree that sends all tokens to few leaves has collapsed: most of its neurons ar
 leaves that are used, and the entropy of their use relative to an even spread, show this for each layer.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +12,7 @@ from torch import nn
 
 from ultrafastbert.layers.usage import LeafCounter
 from ultrafastbert.pretraining.data.masking import Masker
+from ultrafastbert.pretraining.step import TrainingStep
 
 
 @dataclass
@@ -34,24 +33,16 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    sequences: torch.Tensor,
-    masker: Masker,
-    batch_size: int,
-    accelerator: Accelerator,
-    autocast: Callable[[], AbstractContextManager],
-) -> Evaluation:
-    """Evaluates a masked language model; all processes take part.
+def evaluate(step: TrainingStep, sequences: torch.Tensor, masker: Masker, batch_size: int) -> Evaluation:
+    """Evaluates a model, which is in training mode afterwards; all processes take part.
 
     Args:
-        model: without data-parallel wrapper; it is in training mode afterwards.
+        step: with the model.
         sequences: int64 `(sequences, sequence_length)`, masked in the same way at every call.
-        masker: that masks them.
+        masker: masks them.
         batch_size: of a forward pass. [sequences]
-        accelerator: of the processes.
-        autocast: returns the context of a forward pass.
     """
+    model, accelerator = step.model, step.accelerator
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct predictions, predictions
     starts = range(0, len(sequences), batch_size)[accelerator.process_index :: accelerator.num_processes]
@@ -59,7 +50,7 @@ def evaluate(
     with LeafCounter(model) as leaves, torch.compiler.set_stance("force_eager"):
         for start in starts:
             batch = masker(sequences[start : start + batch_size].to(accelerator.device), place=start)
-            with autocast():
+            with step.autocast():
                 logits = model(batch.input_ids, masked_positions=batch.masked_positions).logits.float()
             logits = logits.flatten(0, 1)  # (masked tokens, vocab)
             labels = batch.labels.gather(1, batch.masked_positions).flatten()

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,26 +39,13 @@ class StepResult(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-class _Queued(NamedTuple):
-    position: dict[str, float]
-    lr: float
-    sequences: int
-    start: float
-    values: torch.Tensor  # loss and gradient norm, in the host's memory once `copied` has happened
-    copied: torch.cuda.Event | None
-
-
 class StepsInFlight:
-    """A queue of steps that the device runs, or has run, and whose results are not read yet.
-
-    Args:
-        max_unread: number of steps whose results `read` leaves unread.
-    """
+    """A queue of steps that the device runs, or has run; `read` leaves the results of the last `max_unread` unread."""
 
     def __init__(self, max_unread: int):
-        self.max_unread = max_unread
-        self._queue: deque[_Queued] = deque()
-        self._last_end = 0.0
+        self.max_unread, self._last_end = max_unread, 0.0
+        # What is known of a step, its start, and its values, in the host's memory once the event has happened.
+        self._queue: deque[tuple[dict[str, Any], float, torch.Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, position: dict[str, float], lr: float, sequences: int, start: float, values: torch.Tensor) -> None:
         """Adds a step that has just been queued on the device.
@@ -74,19 +61,16 @@ class StepsInFlight:
         values = values.to("cpu", non_blocking=True)  # queued now, before the next step
         if copied is not None:
             copied.record()
-        self._queue.append(_Queued(position, lr, sequences, start, values, copied))
+        known = {"position": position, "lr": lr, "sequences": sequences}
+        self._queue.append((known, start, values, copied))
 
     def read(self, everything: bool = False) -> Iterator[StepResult]:
-        """Waits for the oldest steps and yields their results.
-
-        Args:
-            everything: whether to read all steps, or to leave the newest `max_unread` unread.
-        """
+        """Waits for the oldest steps, or for `everything`, and yields their results."""
         while len(self._queue) > (0 if everything else self.max_unread):
-            step = self._queue.popleft()
-            if step.copied is not None:
-                step.copied.synchronize()
-            loss, norm = step.values.tolist()
+            known, start, values, copied = self._queue.popleft()
+            if copied is not None:
+                copied.synchronize()
+            loss, norm = values.tolist()
             # The device begins a step after the one before, or when the host queues it, whichever is later.
-            begin, self._last_end = max(step.start, self._last_end), time.monotonic()
-            yield StepResult(step.position, step.lr, step.sequences, loss, norm, self._last_end - begin)
+            begin, self._last_end = max(start, self._last_end), time.monotonic()
+            yield StepResult(**known, loss=loss, gradient_norm=norm, seconds=self._last_end - begin)

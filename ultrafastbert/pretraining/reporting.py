@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.pretraining.curves import plot_runs
 from ultrafastbert.pretraining.data.masking import masks_per_sequence
@@ -24,37 +23,22 @@ from ultrafastbert.utils.settings import flatten
 
 
 class PretrainingReporter(Reporter):
-    """Reports the events of a pretraining run.
+    """Reports the events of a pretraining run; the trainer keeps `progress` up to date."""
 
-    Args:
-        arguments: of the run.
-        data: that it trains on.
-        config: of the model.
-        step: with the model.
-        progress: of the run; the trainer keeps it up to date.
-    """
-
-    def __init__(
-        self,
-        arguments: PretrainArguments,
-        data: PackedData,
-        config: UltraFastBertConfig,
-        step: TrainingStep,
-        progress: Progress,
-    ):
+    def __init__(self, arguments: PretrainArguments, data: PackedData, step: TrainingStep, progress: Progress):
         self.output = Path(arguments.output_dir)
         super().__init__(self.output / METRICS, progress.step, step.accelerator)
-        self.arguments, self.train, self.data, self.config = arguments, arguments.train, data, config
+        self.arguments, self.train, self.data = arguments, arguments.train, data
         self.step, self.progress = step, progress
         self.results: list[StepResult] = []  # since the last line of metrics
 
     def start(self) -> None:
         """Starts the trackers and prints the size of model and data."""
         settings = flatten(self.arguments.to_dict())
-        settings = {
-            name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()
-        }
-        self.accelerator.init_trackers("ultrafastbert", config=settings)  # tensorboard takes no lists and no None
+        for name, value in settings.items():
+            if not isinstance(value, int | float | str):  # tensorboard takes no lists and no None
+                settings[name] = str(value)
+        self.accelerator.init_trackers("ultrafastbert", config=settings)
         self.started, self.fraction_at_start = time.monotonic(), self.progress.fraction_of_budget(self.train)
         parameters = sum(parameter.numel() for parameter in self.step.model.parameters())
         processes = self.accelerator.num_processes
@@ -93,7 +77,8 @@ class PretrainingReporter(Reporter):
         metrics = summarize(self.results, length)
         sequences = metrics["tokens_per_second"] / length / processes
         masked = masks_per_sequence(length, self.train.mask_probability)
-        flops = training_flops(self.config, sequences, length, masked)
+        config: Any = self.step.model.config  # not a tensor
+        flops = training_flops(config, sequences, length, masked)
         dtype = torch.bfloat16 if self.step.in_bf16 else torch.float32
         mfu = utilization(flops, seconds=1, device=self.accelerator.device, dtype=dtype)
         return metrics if mfu is None else metrics | {"mfu": mfu}
@@ -116,16 +101,13 @@ class PretrainingReporter(Reporter):
         if evaluation.leaves_used:
             values |= {"leaves_used": evaluation.leaves_used, "leaf_entropy": evaluation.leaf_entropy}
         self.metrics(self.progress.position(self.train) | values)
-        self._plot()
-        fraction = self.progress.fraction_of_budget(self.train)
-        self.say(f"step {self.progress.step} ({fraction:.0%}): {describe(evaluation, self.data.unigram_entropy)}")
-
-    def _plot(self) -> None:
         if self.active:
             try:
                 plot_runs({self.arguments.model.fff: self.output}, self.output / PLOTS, self.data.unigram_entropy)
             except OSError as error:  # the plots can be drawn from the metrics later
                 self.say(f"warning: the plots could not be written: {error}")
+        fraction = self.progress.fraction_of_budget(self.train)
+        self.say(f"step {self.progress.step} ({fraction:.0%}): {describe(evaluation, self.data.unigram_entropy)}")
 
     def summarize_run(self, final: Path, evaluation: Evaluation) -> None:
         """Closes the bar and prints what the run has done and how to use the model."""

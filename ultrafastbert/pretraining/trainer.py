@@ -24,11 +24,11 @@ from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.pretraining.checkpointing import Checkpointer, read_progress, step_of_final
+from ultrafastbert.pretraining.data.batches import MaskedBatches
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.data.prepare import prepare
 from ultrafastbert.pretraining.evaluation import Evaluation, evaluate
 from ultrafastbert.pretraining.in_flight import StepsInFlight
-from ultrafastbert.pretraining.masked_batches import MaskedBatches
 from ultrafastbert.pretraining.reporting import PretrainingReporter
 from ultrafastbert.pretraining.schedule import Progress, micro_batches, triangle
 from ultrafastbert.pretraining.step import TrainingStep
@@ -66,28 +66,23 @@ def pretrain(arguments: PretrainArguments) -> Path:
         if checkpoint is not None:
             progress = read_progress(checkpoint, arguments, data, accelerator)
             if progress.fraction_of_budget(arguments.train) == 1 and step_of_final(output) == progress.step:
-                accelerator.print(
-                    f"{output / FINAL} exists and the budget is spent; raise the budget to train further"
-                )
-                return output / FINAL
-        config = _build_config(arguments, data)
+                final = output / FINAL
+                accelerator.print(f"{final} exists and the budget is spent; raise the budget to train further")
+                return final
+        try:
+            config = arguments.model.build_config(data.vocab_size, data.sequence_length)
+        except StrictDataclassError as error:
+            raise UserError(f"model: {error}") from error
         if accelerator.is_main_process:  # the last check before files are moved and memory is allocated
-            check_disk(output, _count_parameters(config), arguments.train.keep_checkpoints)
+            with torch.device("meta"):
+                parameters = UltraFastBertForMaskedLM(config).num_parameters()
+            check_disk(output, parameters, arguments.train.keep_checkpoints)
             move_aside(output, checkpoint)
         return Trainer(arguments, accelerator, data, config, checkpoint, progress).run()
 
 
 class Trainer:
-    """The training loop and its parts.
-
-    Args:
-        arguments: of the run.
-        accelerator: with the trackers of the run.
-        data: prepared data.
-        config: of the model.
-        checkpoint: the directory of a complete checkpoint to resume from, or None.
-        progress: at that checkpoint.
-    """
+    """The training loop and its parts, at the `progress` of the complete checkpoint that it resumes from, if any."""
 
     def __init__(
         self,
@@ -108,7 +103,7 @@ class Trainer:
         self.checkpointer = Checkpointer(arguments, data, model, accelerator)
         if checkpoint is not None:
             self.checkpointer.load(checkpoint, progress.step)
-        self.reporter = PretrainingReporter(arguments, data, config, self.step, progress)
+        self.reporter = PretrainingReporter(arguments, data, self.step, progress)
 
     def run(self) -> Path:
         """Trains until the budget is spent; see `pretrain`."""
@@ -190,14 +185,8 @@ class Trainer:
                 )
 
     def _evaluate(self) -> Evaluation:
-        evaluation = evaluate(
-            self.step.model,
-            self.batches.validation,
-            self.batches.validation_masker,
-            self.train.micro_batch_size,
-            self.accelerator,
-            self.step.autocast,
-        )
+        sequences, masker = self.batches.validation, self.batches.validation_masker
+        evaluation = evaluate(self.step, sequences, masker, self.train.micro_batch_size)
         self.reporter.report_evaluation(evaluation)
         return evaluation
 
@@ -210,17 +199,12 @@ class Trainer:
         self._read_results(everything=True)
         checkpoint = self._save()
         command = "the same command" if self.arguments.resume == "auto" else "the same command with --resume auto"
-        raise Interrupted(
-            f"stopped by signal {interrupt.signal} after step {self.progress.step}"
-            f" ({self.progress.fraction_of_budget(self.train):.0%} of the budget); saved in {checkpoint};"
-            f" {command} resumes from there",
-            interrupt.signal,
-        )
+        spent = f"{self.progress.fraction_of_budget(self.train):.0%} of the budget"
+        stopped = f"stopped by signal {interrupt.signal} after step {self.progress.step} ({spent})"
+        raise Interrupted(f"{stopped}; saved in {checkpoint}; {command} resumes from there", interrupt.signal)
 
     def _spend_time(self) -> None:
         self.progress.seconds = time.monotonic() - self.clock_start
-
-    # what several processes agree on
 
     def _fraction_of_budget(self) -> float:
         """The fraction of the budget that is spent, the same in all processes."""
@@ -248,20 +232,6 @@ def _build_accelerator(arguments: PretrainArguments) -> Accelerator:
         raise UserError(f"train.trackers is {trackers}: {error}") from error
     missing = len(trackers) - len(accelerator.log_with)
     if missing:
-        raise UserError(
-            f"train.trackers is {trackers}: {missing} of them cannot be used; are their packages installed?"
-        )
+        remedy = "are their packages installed?"
+        raise UserError(f"train.trackers is {trackers}: {missing} of them cannot be used; {remedy}")
     return accelerator
-
-
-def _build_config(arguments: PretrainArguments, data: PackedData) -> UltraFastBertConfig:
-    try:
-        return arguments.model.build_config(data.vocab_size, data.sequence_length)
-    except StrictDataclassError as error:
-        raise UserError(f"model: {error}") from error
-
-
-def _count_parameters(config: UltraFastBertConfig) -> int:
-    """The number of parameters, computed without allocating them."""
-    with torch.device("meta"):
-        return UltraFastBertForMaskedLM(config).num_parameters()

@@ -29,12 +29,8 @@ class CheckpointError(UserError):
 def write_directory(path: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
     """Writes the directory `path` atomically, replacing an older one.
 
-    If `write` fails in one process, it fails in all of them, and the files written so far are removed.
-
-    Args:
-        path: of the directory.
-        write: called in every process with an empty directory to fill.
-        accelerator: of the processes.
+    `write` is called in every process with an empty directory to fill. If it fails in one process, it fails in all of
+    them, and the files written so far are removed.
     """
     aside, old = beside(path, "tmp"), beside(path, "old")
 
@@ -78,20 +74,13 @@ def _in_all(accelerator: Accelerator, action: Callable[[], object], here: bool =
 
 
 def recover(directory: Path, names: list[str]) -> None:
-    """Cleans up after a killed run: removes what it was writing, and restores what it was about to replace.
-
-    Args:
-        directory: of the run.
-        names: of the files and directories that it writes.
-    """
-    for name in names:
-        path = directory / name
+    """Cleans up after a killed run: of the files `names`, removes unfinished ones and restores those it moved."""
+    for path in (directory / name for name in names):
         _remove(beside(path, "tmp"))
-        if beside(path, "old").exists():
-            if path.exists():
-                _remove(beside(path, "old"))
-            else:
-                beside(path, "old").rename(path)
+        old = beside(path, "old")
+        if old.exists() and not path.exists():
+            old.rename(path)
+        _remove(old)
 
 
 def recover_checkpoints(directory: Path) -> None:
@@ -115,12 +104,7 @@ def _hash(path: Path) -> str:
 def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, content: dict, keep: int) -> Path:
     """Writes `directory/step-N` and removes all but the newest `keep` checkpoints. All processes take part.
 
-    Args:
-        accelerator: with the model and the optimiser.
-        directory: of the checkpoints.
-        step: number of the checkpoint.
-        content: of `checkpoint.json`, besides the list of files; JSON types.
-        keep: number of checkpoints that are kept.
+    `checkpoint.json` gets `content`, of JSON types, and the list of files.
 
     Raises:
         CheckpointError: the disk is full or the directory cannot be written; earlier checkpoints are untouched.

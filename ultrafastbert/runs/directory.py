@@ -1,5 +1,6 @@
 """The directory of a run: its files, its lock, and the checkpoint that a run starts from."""
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,9 +51,8 @@ def open_run_directory(directory: Path) -> Iterator[None]:
         write_atomically(directory / ".writable", "")
         (directory / ".writable").unlink()
     except Timeout:
-        raise UserError(
-            f"output_dir {directory} is in use by another run; choose another one or stop that run"
-        ) from None
+        message = f"output_dir {directory} is in use by another run; choose another one or stop that run"
+        raise UserError(message) from None
     except OSError as error:
         raise UserError(f"output_dir {directory} cannot be written: {error}") from error
     try:
@@ -66,9 +66,7 @@ def open_run_directory(directory: Path) -> Iterator[None]:
 def find_start(directory: Path, resume: str) -> Path | None:
     """The checkpoint that a run in `directory` starts from; None for a new run. Changes no files.
 
-    Args:
-        directory: of the run.
-        resume: `auto`, `never`, or the path of a checkpoint or of a run.
+    `resume` is `auto`, `never`, or the path of a checkpoint or of a run.
 
     Raises:
         CheckpointError: `resume` is the path of an incomplete or damaged checkpoint.
@@ -99,21 +97,16 @@ def move_aside(directory: Path, checkpoint: Path | None) -> None:
     """
     checkpoints = numbered_checkpoints(directory / CHECKPOINTS)
     if checkpoint is not None and run_of(checkpoint) == directory.resolve():
-        paths = [path for path in checkpoints if step_of(path) > step_of(checkpoint)]
+        set_aside(directory, [path for path in checkpoints if step_of(path) > step_of(checkpoint)])
     elif checkpoints or (directory / FINAL).exists():
-        paths = [directory / name for name in NAMES if (directory / name).exists()]
-    else:
-        paths = []
-    set_aside(directory, paths)
+        set_aside(directory, [directory / name for name in NAMES if (directory / name).exists()])
 
 
 def set_aside(directory: Path, paths: list[Path]) -> None:
     """Moves files of `directory` to a new `earlier-N` in it, and prints which."""
     if not paths:
         return
-    number = 1
-    while (aside := directory / f"earlier-{number}").exists():
-        number += 1
+    aside = next(path for n in itertools.count(1) if not (path := directory / f"earlier-{n}").exists())
     for path in paths:
         target = aside / path.relative_to(directory)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,13 +120,8 @@ def check_disk(directory: Path, parameters: int, keep: int) -> None:
     A checkpoint holds each parameter and its two moments in float32. Up to `keep` + 1 checkpoints exist at a time;
     those in `directory` already count among them.
 
-    Args:
-        directory: of the run.
-        parameters: number of parameters of the model.
-        keep: number of checkpoints that are kept.
-
     Raises:
-        UserError: there is too little space; the message says how much is free and how much is needed.
+        UserError: there is too little space.
     """
     existing = len(numbered_checkpoints(directory / CHECKPOINTS))
     needed = 4 * parameters * (3 * (1 + max(0, keep - existing)) + 1)

@@ -25,12 +25,9 @@ class Interrupt:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._restore()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.__exit__()

@@ -14,16 +14,15 @@ def build_optimizer(
     Norms, biases (a tree's `bias_in` too, although it is a matrix) and scales have no weight decay. The fused
     implementation reads its gradients once, and skips a step on the device if its `found_inf` says so.
     """
-    decayed = {parameter for module in model.modules() for parameter in _decayed_parameters(module)}
+    decayed: set[torch.Tensor] = set()
+    for module in model.modules():
+        if isinstance(module, FFF):
+            decayed |= {module.weight_in, module.weight_out}
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            decayed.add(module.weight)
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p in decayed], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-
-
-def _decayed_parameters(module: nn.Module) -> list[torch.Tensor]:
-    if isinstance(module, FFF):
-        return [module.weight_in, module.weight_out]
-    return [module.weight] if isinstance(module, nn.Linear | nn.Embedding) else []

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from ultrafastbert.utils.files import write_atomically
 from ultrafastbert.utils.progress import progress_bar
 
-EARLIER_NAMES = {"share": "budget_fraction", "batch_rows": "batch_size"}
+EARLIER_NAMES: dict[str, str] = {"share": "budget_fraction", "batch_rows": "batch_size"}
 """Fields that version 0.1 wrote, and their current names."""
 
 
@@ -23,11 +23,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [_with_current_names(json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
-    return {EARLIER_NAMES.get(name, name): value for name, value in line.items()}
+    metrics: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{EARLIER_NAMES.get(name, name): value for name, value in line.items()} for line in metrics]
 
 
 class Reporter:
@@ -59,11 +56,7 @@ class Reporter:
             self.bar.update(budget_fraction - self.bar.n)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Appends a line to `metrics.jsonl` and passes its numbers to the trackers.
-
-        Args:
-            values: with `step`; a list has one number for each layer.
-        """
+        """Appends a line to `metrics.jsonl` and passes its numbers to the trackers; lists have one for each layer."""
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for name, value in values.items():
             if isinstance(value, list):
@@ -85,9 +78,8 @@ class Reporter:
             self.is_written = True
         except OSError as error:
             if was_written:  # warn once, not at every line
-                self.say(
-                    f"warning: {self.path} could not be written: {error}; its lines are kept for the next attempt"
-                )
+                lost = f"warning: {self.path} could not be written"
+                self.say(f"{lost}: {error}; its lines are kept for the next attempt")
 
     def say(self, text: str) -> None:
         """Prints a message above the bar."""

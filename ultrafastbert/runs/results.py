@@ -8,6 +8,7 @@ another process. A result contains the settings that produced it, and results of
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,8 @@ class Training(Protocol):
 
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
+Check = Callable[[], None]
+"""Raises `Interrupted` after a signal."""
 
 
 class ResultStore:
@@ -51,12 +54,10 @@ class ResultStore:
         return (self.directory / training.file).exists()
 
     def read(self, file: str | Path, settings: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The result in a file.
+        """The result in a file, compared to the settings unless they are None.
 
-        Args:
-            file: relative to the directory.
-            settings: everything that the result depends on, nested, as JSON types. The file has them in `settings`,
-                or next to it, as GLUE's results have `data_fingerprint`. None does not compare them.
+        `settings` are all that the result depends on, nested, of JSON types. The file has them in `settings`, or next
+        to it, as GLUE's results have `data_fingerprint`.
 
         Raises:
             UserError: the file is missing or damaged, or contains the result of other settings.
@@ -85,28 +86,20 @@ class ResultStore:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error
 
-    def finish(
-        self,
-        plan: Callable[[], Sequence[AnyTraining]],
-        train: Callable[[AnyTraining, Callable[[], None]], None],
-    ) -> None:
+    def finish(self, plan: Callable[[], Sequence[AnyTraining]], train: Callable[[AnyTraining, Check], None]) -> None:
         """Runs trainings until all are finished, here or in other processes.
 
         Args:
             plan: returns all trainings that can run or have run, and is called again after each one: those that
                 depend on the results of others join later.
-            train: runs a training and writes its result. It calls its second argument at least once a step; that
-                raises `Interrupted` after a signal.
+            train: runs a training and writes its result. It calls its second argument at least once a step.
 
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGHUP; finished trainings are kept.
             UserError: the directory cannot be written.
         """
         with Interrupt() as interrupt:
-
-            def check() -> None:
-                self.raise_if_interrupted(interrupt, plan)
-
+            check = partial(self.raise_if_interrupted, interrupt, plan)
             while missing := [training for training in plan() if not self.is_finished(training)]:
                 check()
                 if not any(self._train_unless_taken(training, train, check) for training in missing):
@@ -123,10 +116,7 @@ class ResultStore:
             )
 
     def _train_unless_taken(
-        self,
-        training: AnyTraining,
-        train: Callable[[AnyTraining, Callable[[], None]], None],
-        check: Callable[[], None],
+        self, training: AnyTraining, train: Callable[[AnyTraining, Check], None], check: Check
     ) -> bool:
         """Runs a training, unless another process has taken it: then returns False."""
         path = self.directory / training.file

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -18,11 +18,9 @@ def progress_bar(
     description: str,
     unit: str = "it",
     *,
-    initial: float = 0,
-    scale: bool = False,
     leave: bool = True,
     enabled: bool = True,
-    bar_format: str | None = None,
+    **options: Any,
 ) -> "tqdm | ProgressLines":
     """A progress bar on stderr; where stderr is not a terminal, an object that prints lines instead.
 
@@ -32,26 +30,14 @@ def progress_bar(
         total: number of units; None if it is not known.
         description: shown in front.
         unit: what is counted.
-        initial: units that are finished already.
-        scale: show large numbers as 1.2k or 3.4M.
         leave: leave the bar on the terminal when it is closed.
         enabled: False shows nothing.
-        bar_format: the layout, as tqdm defines it.
+        options: `initial`, `unit_scale` and `bar_format`, as tqdm defines them.
     """
     if enabled and not sys.stderr.isatty():
-        return ProgressLines(total, description, unit, initial, scale, bar_format)
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        initial=initial,  # pyright: ignore[reportArgumentType]  # tqdm counts floats too
-        unit_scale=scale,
-        leave=leave,
-        disable=not enabled,
-        bar_format=bar_format,
-        miniters=0,  # tqdm's own choice does not suit fractions of 1
-        dynamic_ncols=True,
-    )
+        return ProgressLines(total, description, unit=unit, **options)
+    options |= {"unit": unit, "leave": leave, "disable": not enabled, "dynamic_ncols": True}
+    return tqdm(total=total, desc=description, miniters=0, **options)  # tqdm's miniters does not suit fractions of 1
 
 
 def track(items: Sequence[Item], description: str, unit: str = "it", leave: bool = True) -> Iterator[Item]:
@@ -65,17 +51,10 @@ def track(items: Sequence[Item], description: str, unit: str = "it", leave: bool
 class ProgressLines:
     """The part of tqdm's interface that this project uses, printing a line to stderr at most every 20 seconds."""
 
-    def __init__(
-        self,
-        total: float | None,
-        description: str,
-        unit: str = "it",
-        initial: float = 0,
-        scale: bool = False,
-        bar_format: str | None = None,
-    ):
-        self.total, self.desc, self.n, self.initial = total, description, initial, initial
-        self.unit, self.scale, self.bar_format = unit, scale, bar_format and bar_format.replace("{bar}|", "")
+    def __init__(self, total: float | None, description: str, *, bar_format: str | None = None, **options: Any):
+        self.total, self.desc, self.n = total, description, options.get("initial", 0)
+        self.format: dict[str, Any] = options | {"bar_format": bar_format and bar_format.replace("{bar}|", "")}
+        self.format["ncols"] = None if bar_format else 0  # 0: without a bar
         self.started = self.printed = time.monotonic()
 
     def update(self, n: float | None = 1) -> None:
@@ -85,20 +64,9 @@ class ProgressLines:
         if now - self.printed >= SECONDS_BETWEEN_LINES:
             self.printed = now
             with contextlib.suppress(OSError):  # the reader of the pipe is gone
-                print(self._line(now - self.started), file=sys.stderr, flush=True)
-
-    def _line(self, elapsed: float) -> str:
-        return tqdm.format_meter(
-            self.n,
-            self.total,  # pyright: ignore[reportArgumentType]  # None if it is not known
-            elapsed,
-            ncols=None if self.bar_format else 0,  # 0: without a bar
-            prefix=self.desc,
-            unit=self.unit,
-            unit_scale=self.scale,
-            bar_format=self.bar_format,
-            initial=self.initial,  # pyright: ignore[reportArgumentType]
-        )
+                values: dict[str, Any] = {"n": self.n, "total": self.total, "elapsed": now - self.started}
+                line = tqdm.format_meter(**values, **self.format, prefix=self.desc)
+                print(line, file=sys.stderr, flush=True)
 
     def set_description_str(self, desc: str | None = None, refresh: bool | None = True) -> None:
         """Changes the description, which the next line shows; `refresh` has no effect."""

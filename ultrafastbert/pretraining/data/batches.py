@@ -7,6 +7,11 @@ order as one process.
 import numpy as np
 import torch
 
+from ultrafastbert.pretraining.arguments import PretrainArguments
+from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker
+from ultrafastbert.pretraining.data.packed import PackedData
+from ultrafastbert.pretraining.step import to_device
+
 
 class SequenceOrder:
     """The sequences of a token file, epoch after epoch, each epoch in a different random order.
@@ -38,3 +43,29 @@ class SequenceOrder:
             self._permutation = generator.permutation(len(self.sequences)).astype(np.uint32)
             self._epoch = epoch
         return int(self._permutation[place])
+
+
+class MaskedBatches:
+    """Training data as masked micro-batches, and the sequences for validation.
+
+    Order and masks are functions of the seed and of the position in the data, so there is no state to save.
+
+    Attributes:
+        validation: int64 `(sequences, sequence_length)` in the host's memory, the same in every run on this data.
+        validation_masker: masks them in the same way every time.
+    """
+
+    def __init__(self, arguments: PretrainArguments, data: PackedData, device: torch.device):
+        train, seed = arguments.train, arguments.seed
+        self.size, self.device = train.micro_batch_size, device
+        # Sequences that were ordered on purpose are trained on in that order.
+        shuffle = data.manifest["request"]["options"]["order"] == "source"
+        self.order = SequenceOrder(data.train, seed, shuffle)
+        of_data = (train.mask_probability, data.vocab_size, data.special_token_ids)
+        self.masker, self.validation_masker = (Masker(*of_data, number, device) for number in (seed, seed + 1))
+        count = min(train.eval_sequences, len(data.validation))
+        self.validation = SequenceOrder(data.validation, seed=0).read(0, count)
+
+    def read(self, place: int) -> MaskedBatch:
+        """The micro-batch that starts at sequence `place` of the training data's order."""
+        return self.masker(to_device(self.order.read(place, self.size), self.device), place)

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -49,7 +48,7 @@ def build(directory: Path, arguments: DataArguments, sources: list[Source], requ
         OSError: the directory cannot be written.
     """
     started = time.monotonic()
-    bar = partial(progress_bar, unit="B", scale=True, enabled=progress)
+    bar = partial(progress_bar, unit="B", unit_scale=True, enabled=progress)
     spool, counts = _read(directory / "spool", arguments, sources, bar)
     if arguments.deduplicate:
         counts["texts_repeated"] = spool.mark_repeated()
@@ -136,22 +135,19 @@ def _make_tokenizer(spool: Spool, arguments: DataArguments, bar: Bar) -> PreTrai
 
 
 def _pack(
-    directory: Path,
-    spool: Spool,
-    tokenizer: PreTrainedTokenizerFast,
-    dtype: np.dtype,
-    arguments: DataArguments,
-    bar: Bar,
+    target: Path, spool: Spool, tokenizer: PreTrainedTokenizerFast, dtype: np.dtype, arguments: DataArguments, bar: Bar
 ) -> dict[str, int]:
     """Writes the tokens of each split as one stream, `[SEP]` after every text; returns the counts."""
-    counts: Counter[str] = Counter()
+    counted = ["texts_without_tokens", "texts_over_ratio", "characters_over_ratio"]
+    counted += ["texts_train", "texts_validation", "tokens_train", "tokens_validation"]
+    counts = dict.fromkeys(counted, 0)
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True  # "[MASK]" written in a text is ordinary text
     end_of_text = np.array([special_token_ids(tokenizer)["sep"]], dtype)
     limit = arguments.max_tokens_per_character or math.inf
     with (
-        (directory / "train.bin").open("wb") as train,
-        (directory / "validation.bin").open("wb") as validation,
+        (target / "train.bin").open("wb") as train,
+        (target / "validation.bin").open("wb") as validation,
         bar(spool.size(_not_repeated), "Tokenizing") as shown,
     ):
         for texts, records in spool.batches(_not_repeated):
@@ -172,9 +168,7 @@ def _pack(
                 file.write(stream.data)
                 counts[f"tokens_{split}"] += len(stream)
             shown.update(int(records["size"].sum()))
-    dropped = ("texts_without_tokens", "texts_over_ratio", "characters_over_ratio")
-    kept = ("texts_train", "texts_validation", "tokens_train", "tokens_validation")
-    return {key: counts[key] for key in dropped + kept}
+    return counts
 
 
 def _not_repeated(records: np.ndarray) -> np.ndarray:
@@ -182,15 +176,11 @@ def _not_repeated(records: np.ndarray) -> np.ndarray:
 
 
 def _check_sequences(sequences: dict[str, int], counts: dict[str, int], arguments: DataArguments) -> None:
-    for split, name, remedy in (
-        ("train", "training", "give more text"),
-        ("validation", "validation", "give more text or raise validation_fraction"),
-    ):
+    remedies = {"training": "give more text", "validation": "give more text or raise validation_fraction"}
+    for split, (name, remedy) in zip(SPLITS, remedies.items(), strict=True):
         if not sequences[split]:
-            raise DataError(
-                f"too little text for one {name} sequence of {arguments.sequence_length} tokens: {remedy}. "
-                f"{_texts_summary(counts)}"
-            )
+            lack = f"too little text for one {name} sequence of {arguments.sequence_length} tokens"
+            raise DataError(f"{lack}: {remedy}. {_texts_summary(counts)}")
 
 
 def _fingerprint(directory: Path) -> str:
@@ -216,9 +206,8 @@ def _summary(manifest: dict, seconds: float) -> str:
     if manifest["request"]["tokenizer"] is None and manifest["vocab_size"] < asked:
         lines.append(f"The text is too small for {asked:,} tokens: the vocabulary has {manifest['vocab_size']:,}")
     if counts["characters_over_ratio"] > 0.3 * counts["characters_read"]:
-        lines.append(
-            "More than 30 % of the text had too many tokens per character: consider a higher max_tokens_per_character"
-        )
+        remedy = "consider a higher max_tokens_per_character"
+        lines.append(f"More than 30 % of the text had too many tokens per character: {remedy}")
     return "\n".join(lines)
 
 

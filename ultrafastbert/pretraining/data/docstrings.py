@@ -7,6 +7,7 @@ This is the text of the quickstart. Notable:
 """
 
 import ast
+import contextlib
 import gc
 import importlib.metadata
 import inspect
@@ -20,18 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = "ultrafastbert"
-DEPENDENCIES = (
-    "accelerate",
-    "datasets",
-    "jsonargparse",
-    "matplotlib",
-    "numpy",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "tqdm",
-    "transformers",
-)
+DEPENDENCIES = ["accelerate", "datasets", "jsonargparse", "matplotlib", "numpy"]
+DEPENDENCIES += ["safetensors", "tokenizers", "torch", "tqdm", "transformers"]
 """Used if the project runs from a checkout without being installed."""
 
 SKIPPED_FOLDERS = {"test", "tests", "testing", "_tests", "_vendor", "models"}
@@ -51,10 +42,9 @@ _LETTERS = re.compile(r"[A-Za-z ,.'-]")
 
 def docstring_packages() -> dict[str, str]:
     """Versions of the distributions that this project depends on, directly or indirectly, sorted by name."""
-    try:
+    pending = DEPENDENCIES.copy()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         pending = list(importlib.metadata.requires(PROJECT) or DEPENDENCIES)
-    except importlib.metadata.PackageNotFoundError:
-        pending = list(DEPENDENCIES)
     found: dict[str, str] = {}
     while pending:
         name = _required_name(pending.pop())
@@ -136,9 +126,8 @@ def _work() -> None:
     gc.disable()  # syntax trees are millions of objects without cycles: parsing is 2.7 times faster
     names = sys.stdin.buffer.read().decode()
     for name in names.split("\0") if names else []:
-        paragraphs = [
-            paragraph for docstring in _docstrings(Path(name).read_bytes()) for paragraph in prose(docstring)
-        ]
+        docstrings = _docstrings(Path(name).read_bytes())
+        paragraphs = [paragraph for docstring in docstrings for paragraph in prose(docstring)]
         try:
             print(json.dumps(paragraphs), flush=True)
         except BrokenPipeError:  # the reader has ended
@@ -172,7 +161,8 @@ def prose(docstring: str) -> list[str]:
         text = _ROLE.sub(r"\1", block)
         text = _LINK.sub(lambda match: match[1] or match[2], text)
         text = " ".join(_MARKUP.sub("", text).split())
-        if len(text.split()) >= MIN_WORDS and _SENTENCES.match(text) and _mostly_letters(text):
+        mostly_letters = len(_LETTERS.findall(text)) >= 0.95 * len(text)
+        if len(text.split()) >= MIN_WORDS and _SENTENCES.match(text) and mostly_letters:
             paragraphs.append(text)
     return paragraphs
 
@@ -193,10 +183,6 @@ def _blocks(docstring: str) -> Iterator[str]:
         if text:
             indentation = len(line) - len(line.lstrip())
             lines.append(text)
-
-
-def _mostly_letters(text: str) -> bool:
-    return len(_LETTERS.findall(text)) >= 0.95 * len(text)
 
 
 if __name__ == "__main__":

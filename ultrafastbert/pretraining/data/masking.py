@@ -32,9 +32,9 @@ class Masker:
     """Chooses tokens to predict, never special ones: 80 % become `[MASK]`, 10 % a random token, 10 % stay.
 
     Args:
-        probability: fraction of each sequence to predict, at most 0.5.
+        fraction: of each sequence to predict, at most 0.5.
         vocab_size: random tokens are drawn from the vocabulary without the special ones.
-        special_token_ids: ids by name (`"mask"` among them) that are neither predicted nor drawn.
+        special: token ids by name (`"mask"` among them) that are neither predicted nor drawn.
         seed: of everything that is drawn.
         device: of the batches; masks are drawn there.
 
@@ -42,27 +42,24 @@ class Masker:
     """
 
     def __init__(
-        self,
-        probability: float,
-        vocab_size: int,
-        special_token_ids: dict[str, int],
-        seed: int,
-        device: torch.device | str = "cpu",
+        self, fraction: float, vocab_size: int, special: dict[str, int], seed: int, device: torch.device | str = "cpu"
     ):
-        self.probability, self.seed = probability, seed
-        self.mask_id = special_token_ids["mask"]
+        self.fraction, self.seed = fraction, seed
+        self.mask_id = special["mask"]
         ordinary = torch.ones(vocab_size, dtype=torch.bool, device=device)
-        ordinary[list(special_token_ids.values())] = False
+        ordinary[list(special.values())] = False
         self.is_ordinary = ordinary  # (vocab,)
         self.ordinary_ids = ordinary.nonzero().squeeze(1)
         self.generator = torch.Generator(device=device)
 
     def __call__(self, sequences: torch.Tensor, place: int) -> MaskedBatch:
         """Masks int64 `(sequences, sequence_length)`; `place`, the number of sequences before, seeds the draws."""
-        generator, device = self.generator.manual_seed(_mix(self.seed, place)), sequences.device
+        # a 63-bit seed for each pair; an odd multiplier keeps neighboring places apart (splitmix64's constant)
+        generator = self.generator.manual_seed((self.seed * 0x9E3779B97F4A7C15 + place) % 2**63)
+        device = sequences.device
         is_ordinary = self.is_ordinary[sequences]
         scores = torch.rand(sequences.shape, device=device, generator=generator).masked_fill(~is_ordinary, -1)
-        positions = scores.topk(masks_per_sequence(sequences.shape[1], self.probability), dim=1).indices
+        positions = scores.topk(masks_per_sequence(sequences.shape[1], self.fraction), dim=1).indices
 
         draw = torch.rand(positions.shape, device=device, generator=generator)  # (sequences, masks)
         random = torch.randint(len(self.ordinary_ids), positions.shape, device=device, generator=generator)
@@ -72,8 +69,3 @@ class Masker:
         # A sequence of mostly special tokens has too few others; the special ones chosen in addition have no label.
         labels = sequences.masked_fill(~is_ordinary, -100)
         return MaskedBatch(sequences.scatter(1, positions, replacement), labels, positions)
-
-
-def _mix(seed: int, place: int) -> int:
-    """A 63-bit seed for each pair; an odd multiplier keeps neighboring places apart (splitmix64's constant)."""
-    return (seed * 0x9E3779B97F4A7C15 + place) % 2**63

@@ -23,16 +23,8 @@ VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 SPLITS = ("train", "validation")
-FIELDS = {
-    "fingerprint",
-    "sequence_length",
-    "vocab_size",
-    "dtype",
-    "rows",
-    "special_token_ids",
-    "unigram_entropy",
-    "request",
-}
+ATTRIBUTES = {"fingerprint", "sequence_length", "vocab_size", "special_token_ids", "unigram_entropy"}
+FIELDS = ATTRIBUTES | {"dtype", "rows", "request"}
 """Keys that a manifest must have. `rows` are the sequences of each split; the key `counts` is only for people."""
 
 _REMEDY = "remove the directory and prepare the data again"
@@ -51,40 +43,23 @@ class PackedData:
         manifest: contents of `manifest.json`.
         train: `(sequences, sequence_length)` uint16, or uint32 for vocabularies above 65,536; a read-only memory map.
         validation: the same, of held-out texts.
+        sequence_length: number of tokens in a sequence.
+        vocab_size: number of tokens in the vocabulary, special ones included.
+        fingerprint: SHA-256 (hex) of the token files and `tokenizer.json`; it does not depend on where the data is.
+        unigram_entropy: of the training tokens without special tokens, in nats per token: the loss of a model that
+            knows only how often each token occurs.
+        special_token_ids: ids of `pad` (always 0), `unk`, `cls`, `sep` and `mask`.
     """
 
     directory: Path
     manifest: dict
     train: np.ndarray
     validation: np.ndarray
-
-    @property
-    def sequence_length(self) -> int:
-        """Number of tokens in a sequence."""
-        return self.manifest["sequence_length"]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens in the vocabulary, special ones included."""
-        return self.manifest["vocab_size"]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the token files and `tokenizer.json`; it does not depend on where the data is."""
-        return self.manifest["fingerprint"]
-
-    @property
-    def unigram_entropy(self) -> float:
-        """Entropy of the training tokens without special tokens, in nats per token.
-
-        This is the loss of a model that knows only how often each token occurs.
-        """
-        return self.manifest["unigram_entropy"]
-
-    @property
-    def special_token_ids(self) -> dict[str, int]:
-        """Ids of `pad` (always 0), `unk`, `cls`, `sep` and `mask`."""
-        return self.manifest["special_token_ids"]
+    sequence_length: int
+    vocab_size: int
+    fingerprint: str
+    unigram_entropy: float
+    special_token_ids: dict[str, int]
 
     @property
     def tokenizer_directory(self) -> Path:
@@ -104,7 +79,7 @@ def open_packed(directory: str | Path) -> PackedData:
     splits = {split: _map_split(directory / f"{split}.bin", manifest, split) for split in SPLITS}
     if not (directory / TOKENIZER / "tokenizer.json").is_file():
         raise DataError(f"{directory / TOKENIZER} holds no tokenizer.json: {_REMEDY}")
-    return PackedData(directory, manifest, **splits)
+    return PackedData(directory, manifest, **splits, **{field: manifest[field] for field in ATTRIBUTES})
 
 
 def _map_split(path: Path, manifest: dict, split: str) -> np.ndarray:
@@ -130,11 +105,9 @@ def _read_manifest(directory: Path) -> dict:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not the manifest of prepared data: its format should be {FORMAT!r}")
-    if manifest.get("version") != VERSION:
-        raise DataError(
-            f"{path} has format version {manifest.get('version')}; this program reads version {VERSION}: "
-            "prepare the data again"
-        )
+    if (version := manifest.get("version")) != VERSION:
+        known = f"this program reads version {VERSION}"
+        raise DataError(f"{path} has format version {version}; {known}: prepare the data again")
     if missing := FIELDS - manifest.keys():
         raise DataError(f"{path} lacks {', '.join(sorted(missing))}: {_REMEDY}")
     return manifest

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,7 +50,8 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
 
     sources = find_sources(arguments)
     request = _request(arguments, sources)
-    directory = _cache_directory(arguments) / f"{_label(names[0])}-{_digest(request)[:16]}"
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    directory = _cache_directory(arguments) / f"{_label(names[0])}-{digest[:16]}"
     if not directory.exists():
         with _new_directory(directory, progress) as partial:
             if partial is not None:
@@ -109,10 +110,6 @@ def _tokenizer_identity(name: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _digest(request: dict) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
 def _label(name: str) -> str:
     """A part of the source's name that is valid in file names, for people to recognize."""
     stem = Path(name).name.split(".")[0]
@@ -143,7 +140,8 @@ def _new_directory(directory: Path, progress: bool) -> Iterator[Path | None]:
             partial.mkdir()
             try:
                 yield partial
-                _sync(partial)
+                for path in [*partial.rglob("*"), partial]:
+                    fsync(path)
                 partial.rename(directory)
                 fsync(directory.parent)
             finally:
@@ -176,13 +174,5 @@ def _remove_abandoned(parent: Path, name: str) -> None:
         if owner == name:
             shutil.rmtree(partial)
             continue
-        try:
-            with _partial_and_lock(parent, owner)[1].acquire(timeout=0):
-                shutil.rmtree(partial)
-        except Timeout:
-            pass
-
-
-def _sync(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        fsync(path)
+        with suppress(Timeout), _partial_and_lock(parent, owner)[1].acquire(timeout=0):
+            shutil.rmtree(partial)

@@ -10,6 +10,7 @@ import glob
 import gzip
 import importlib
 import io
+import itertools
 import json
 import lzma
 import platform
@@ -20,6 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, Protocol
@@ -122,16 +124,13 @@ class HubDataset:
     name: str
     arguments: DataArguments
 
-    @property
-    def size(self) -> None:
-        """Not known in advance."""
-        return None
+    size = None
 
     def identity(self) -> dict[str, Any]:
         """The name and options of the data set, unresolved: no request to the Hub is needed."""
         given = self.arguments
-        options = {"config": given.hub_config, "split": given.hub_split, "revision": given.hub_revision}
-        return {"hub": self.name} | options
+        names = {"hub": self.name, "config": given.hub_config}
+        return names | {"split": given.hub_split, "revision": given.hub_revision}
 
     def texts(self, scratch: Path) -> Iterator[tuple[str, int]]:
         """Yields the texts of a column, and their numbers of characters in place of bytes.
@@ -140,26 +139,20 @@ class HubDataset:
             DataError: the data set cannot be read, or has no such column of text.
         """
         column = self.arguments.text_column
-        row = 0
+        rows = itertools.count(1)
         for batch in self._batches():
             if column not in batch:
                 raise DataError(f"data set {self.name} has no column {column!r}; it has: {_listed(batch)}")
             for text in batch[column]:
-                row += 1
-                _check_text(text, column, f"data set {self.name}, row {row}")
+                _check_text(text, column, f"data set {self.name}, row {next(rows)}")
                 yield text, len(text)
 
     def _batches(self) -> Iterator[dict[str, list]]:
         datasets = _import("datasets", f"reading {self.name} from the Hub")
-        arguments = self.arguments
+        given = self.arguments
+        options = {"split": given.hub_split, "revision": given.hub_revision, "streaming": given.streaming}
         try:
-            rows = datasets.load_dataset(
-                self.name,
-                arguments.hub_config,
-                split=arguments.hub_split,
-                revision=arguments.hub_revision,
-                streaming=arguments.streaming,
-            )
+            rows = datasets.load_dataset(self.name, given.hub_config, **options)
             yield from rows.iter(batch_size=ROWS_AT_A_TIME)
         except Exception as error:  # whatever the network, the Hub or a data set's files raise
             raise DataError(
@@ -182,10 +175,8 @@ class TextFile:
         self.compression = lower.suffix if lower.suffix in COMPRESSIONS else ""
         self.kind = Path(lower.stem).suffix if self.compression else lower.suffix
         if self.kind not in KINDS:
-            raise DataError(
-                f"{path} is of an unknown kind: the names of files should end in {', '.join(KINDS)}, "
-                f"optionally followed by {', '.join(COMPRESSIONS)}"
-            )
+            endings = f"{', '.join(KINDS)}, optionally followed by {', '.join(COMPRESSIONS)}"
+            raise DataError(f"{path} is of an unknown kind: the names of files should end in {endings}")
 
     @property
     def size(self) -> int:
@@ -276,10 +267,8 @@ class TextFile:
         try:
             return line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.path}, line {number} is not UTF-8: byte 0x{line[error.start]:02x} "
-                f"at offset {error.start} of the line"
-            ) from error
+            place = f"byte 0x{line[error.start]:02x} at offset {error.start} of the line"
+            raise DataError(f"{self.path}, line {number} is not UTF-8: {place}") from error
 
     def _decompressed(self, file: io.BufferedReader) -> io.BufferedIOBase:
         if not self.compression:
@@ -295,12 +284,7 @@ class TextFile:
 
     @contextmanager
     def _on_disk(self, scratch: Path) -> Iterator[Path | IO[bytes]]:
-        """The file, decompressed into `scratch` if necessary: .parquet is read from its end.
-
-        Raises:
-            DataError: the file is broken.
-            OSError: `scratch` cannot be written.
-        """
+        """The file, decompressed into `scratch` if necessary: .parquet is read from its end."""
         if not self.compression:
             yield self.path
             return
@@ -314,8 +298,7 @@ class TextFile:
         """Yields the decompressed bytes."""
         try:
             with self.path.open("rb") as file, self._decompressed(file) as content:
-                while block := content.read(BYTES_AT_A_TIME):
-                    yield block
+                yield from iter(partial(content.read, BYTES_AT_A_TIME), b"")
         except FILE_ERRORS as error:
             raise DataError(f"{self.path} is broken after row 0: {_reason(error)}") from error
 
@@ -328,8 +311,7 @@ class _XzReader(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        self._file, self._stream = file, lzma.LZMADecompressor(lzma.FORMAT_XZ)
 
     def readable(self) -> bool:
         return True

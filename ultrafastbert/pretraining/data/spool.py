@@ -27,10 +27,8 @@ class Spool:
 
     def __init__(self, directory: Path):
         directory.mkdir()
-        self._text_path = directory / "texts"
-        self._record_path = directory / "records"
-        self._texts = self._text_path.open("wb")
-        self._records = self._record_path.open("wb")
+        self._text_path, self._record_path = directory / "texts", directory / "records"
+        self._texts, self._records = self._text_path.open("wb"), self._record_path.open("wb")
         self.records = np.empty(0, RECORD)
 
     def append(self, text: str) -> None:
@@ -52,12 +50,11 @@ class Spool:
         parts = -(-len(self.records) // digests_at_a_time)
         total = 0
         for part in range(parts):
-            positions = np.concatenate(
-                [
-                    start + np.flatnonzero(chunk["digest"][:, 0] % np.uint64(parts) == part)
-                    for start, chunk in _chunks(self.records)
-                ]
-            )
+            in_part = [
+                start + np.flatnonzero(chunk["digest"][:, 0] % np.uint64(parts) == part)
+                for start, chunk in _chunks(self.records)
+            ]
+            positions = np.concatenate(in_part)
             digests = self.records["digest"][positions]
             order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal digests stay in the order of texts
             repeats = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)

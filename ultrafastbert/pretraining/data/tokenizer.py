@@ -11,6 +11,7 @@ this, so that text is treated alike in training and afterwards. Notable:
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -32,14 +33,9 @@ PIECES_AT_A_TIME = 512
 
 def normalizer() -> normalizers.Normalizer:
     """Lower-cased typeable characters and white space."""
-    return normalizers.Sequence(
-        [
-            normalizers.NFKD(),  # accents become separate characters, which the last step drops
-            normalizers.Lowercase(),
-            *(normalizers.Replace(character, typed) for character, typed in TYPED.items()),
-            normalizers.Replace(Regex(r"[^\s!-~]+"), ""),
-        ]
-    )
+    steps = [normalizers.NFKD(), normalizers.Lowercase()]  # accents become characters, which the last step drops
+    steps += [normalizers.Replace(character, typed) for character, typed in TYPED.items()]
+    return normalizers.Sequence([*steps, normalizers.Replace(Regex(r"[^\s!-~]+"), "")])
 
 
 def train_tokenizer(batches: Iterable[list[str]], vocab_size: int) -> Tokenizer:
@@ -50,12 +46,9 @@ def train_tokenizer(batches: Iterable[list[str]], vocab_size: int) -> Tokenizer:
     fixed order, makes the vocabulary a function of the text.
     """
     tokenizer = _tokenizer(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[*SPECIAL_TOKENS.values(), *TYPEABLE, *(f"##{character}" for character in TYPEABLE)],
-        show_progress=False,
-    )
+    fixed = [*SPECIAL_TOKENS.values(), *TYPEABLE, *(f"##{character}" for character in TYPEABLE)]
+    options: dict[str, Any] = {"min_frequency": 2, "special_tokens": fixed, "show_progress": False}
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, **options)
     stopped = threading.Event()
 
     def pieces() -> Iterator[list[str]]:
@@ -106,9 +99,8 @@ def load_tokenizer(name: str, sequence_length: int) -> PreTrainedTokenizerFast:
     except Exception as error:  # whatever transformers, tokenizers and the Hub raise
         raise DataError(f"tokenizer {name} could not be loaded: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise DataError(
-            f"tokenizer {name} is a {type(tokenizer).__name__}; it should be a fast one, of the `tokenizers` library"
-        )
+        kind = type(tokenizer).__name__
+        raise DataError(f"tokenizer {name} is a {kind}; it should be a fast one, of the `tokenizers` library")
     missing = [special for special in SPECIAL_TOKENS if getattr(tokenizer, f"{special}_token_id") is None]
     if missing:
         raise DataError(f"tokenizer {name} has no {', '.join(missing)} token")
