@@ -141,9 +141,6 @@ def _scores(result: FinetuningResult) -> str:
     return ", ".join(f"{title} by {score.metric}" for title, score in result.scores.items()) or "no scores"
 
 
-# The table
-
-
 def render_comparison(comparison: Comparison) -> str:
     """A Markdown table of medians, minima and maxima, and remarks on everything that is not comparable."""
     header = ("task", "metric", "seeds", "A: median [min, max]", "B: median [min, max]", "A - B")
@@ -196,9 +193,6 @@ def _what_differs(comparison: Comparison) -> list[str]:
         if name not in MODEL_SETTINGS and shown[0] != shown[1]:
             lines.append(f"- {name}: {shown[0]} in A, {shown[1]} in B")
     return ["", "A and B differ not only in the model:", "", *lines] if lines else []
-
-
-# The figure
 
 
 def draw_comparison(comparison: Comparison, directory: Path) -> Path:

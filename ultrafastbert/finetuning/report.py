@@ -14,21 +14,11 @@ from typing import Literal
 
 import numpy as np
 
+from ultrafastbert.finetuning import schema
 from ultrafastbert.finetuning.data.glue import TASKS
 from ultrafastbert.finetuning.data.predictions import Prediction, write_predictions
 from ultrafastbert.finetuning.data.tasks import TaskData
-from ultrafastbert.finetuning.schema import (
-    FORMAT,
-    PREDICTIONS,
-    RESULTS,
-    RUN_RESULT,
-    RUNS,
-    TABLE,
-    Average,
-    Results,
-    RunResult,
-    Score,
-)
+from ultrafastbert.finetuning.schema import Average, Results, RunResult, Score
 from ultrafastbert.utils.files import write_atomically
 from ultrafastbert.utils.tables import markdown_table
 
@@ -53,7 +43,8 @@ def collect(output: Path, model: str, random_init: bool) -> Results:
         model: what is fine-tuned, as the option states it.
         random_init: whether its weights were ignored.
     """
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in (output / RUNS).glob(f"*/*/{RUN_RESULT}")]
+    files = (output / schema.RUNS).glob(f"*/*/{schema.RUN_RESULT}")
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     results.sort(key=lambda result: (result["is_trial"], result["seed"], result["lr"]))
     order = [name for name in TASKS if any(result["task"] == name for result in results)]
     order += sorted({result["task"] for result in results} - set(order))
@@ -66,7 +57,7 @@ def collect(output: Path, model: str, random_init: bool) -> Results:
     for result in results:  # stated once instead of in every run
         del result["task"], result["settings"]
     return {
-        "format": FORMAT,
+        "format": schema.FORMAT,
         "name": f"{name}, random weights" if random_init else name,
         "model": model,
         "settings": {key: value for key, value in settings.items() if key != "model_fingerprint"},
@@ -130,13 +121,14 @@ def write_report(output: Path, results: Results, data: dict[str, TaskData]) -> d
     Returns:
         The paths of the `results`, the `table` and, if there are any, the `predictions`.
     """
-    files = {"results": output / RESULTS, "table": output / TABLE}
+    files = {"results": output / schema.RESULTS, "table": output / schema.TABLE}
     notes = []
     predictions, sources = _best_predictions(output, results, data)
     if predictions:
-        files["predictions"] = output / PREDICTIONS
+        files["predictions"] = output / schema.PREDICTIONS
         missing = write_predictions(files["predictions"], predictions)
-        notes.append(f"`{PREDICTIONS}/` holds the run that is best on the development set: {', '.join(sources)}.")
+        best = ", ".join(sources)
+        notes.append(f"`{schema.PREDICTIONS}/` holds the run that is best on the development set: {best}.")
         if missing:
             notes.append(f"A submission to the benchmark also needs {', '.join(missing)}.")
     write_atomically(files["results"], json.dumps(results, indent=1) + "\n")
@@ -153,7 +145,7 @@ def _best_predictions(output: Path, results: Results, data: dict[str, TaskData])
         best = max(runs, key=_mean_score)  # of equals, the first
         sources.append(f"{name} seed {best['seed']}")
         for split in task_data.tests:
-            values = np.load(output / RUNS / name / f"seed-{best['seed']}" / f"{split.title}.npy")
+            values = np.load(output / schema.RUNS / name / f"seed-{best['seed']}" / f"{split.title}.npy")
             predictions.append(Prediction(task_data.task, split, values.tolist()))
     return predictions, sources
 
@@ -162,20 +154,10 @@ def _mean_score(run: RunResult) -> float:
     return mean(evaluation["values"][run["metric"]] for evaluation in run.get("evaluations", {}).values())
 
 
-# The table
-
-
 def render_report(results: Results, notes: Sequence[str] = ()) -> str:
     """The content of `glue.md`: the scores, the papers' scores beside them, and remarks, followed by `notes`."""
-    header = (
-        "development set",
-        "metric",
-        "median",
-        "minimum to maximum",
-        "best run",
-        "other metrics, median",
-        "seeds",
-    )
+    spread, other = "minimum to maximum", "other metrics, median"
+    header = ("development set", "metric", "median", spread, "best run", other, "seeds")
     rows = []
     for title, score in results["scores"].items():
         spread = f"{_percent(score['minimum'])} to {_percent(score['maximum'])}"
@@ -208,7 +190,7 @@ def _describe(results: Results) -> str:
         f"`{results['model']}`{' with random weights' if settings['random_init'] else ''},"
         f" {(results['parameters'] or 0) / 1e6:.1f} million parameters. Epochs: {settings['epochs']}, batch"
         f" {settings['batch_size']}, learning rate {rate}, warm-up {settings['warmup']:.0%}, dropout"
-        f" {settings['dropout']}, at most {settings['max_length']} tokens; all settings are in `{RESULTS}`."
+        f" {settings['dropout']}, at most {settings['max_length']} tokens; all settings are in `{schema.RESULTS}`."
         f" {'; '.join(sorted(environments))}."
     )
 
@@ -251,10 +233,8 @@ def _remarks(results: Results) -> list[str]:
             for evaluation in run.get("evaluations", {}).values():
                 remarks += [f"{run['run']}: {warning}." for warning in evaluation["warnings"]]
         if settings["lr_sweep"]:
-            chosen = {run["lr"] for run in runs if not run["is_trial"]}
-            remarks += [
-                f"{name}: learning rate {lr:g} was best on held-out training examples." for lr in sorted(chosen)
-            ]
+            for lr in sorted({run["lr"] for run in runs if not run["is_trial"]}):
+                remarks.append(f"{name}: learning rate {lr:g} was best on held-out training examples.")
     return remarks
 
 

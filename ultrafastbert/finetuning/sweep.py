@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from ultrafastbert.finetuning.data.tables import load_table
 from ultrafastbert.finetuning.data.tasks import TaskData
 from ultrafastbert.finetuning.metrics import load_metric
 from ultrafastbert.finetuning.report import collect, write_report
+from ultrafastbert.finetuning.schema import PREDICTIONS, RESULTS, RUN_RESULT, RUNS, TABLE
 from ultrafastbert.finetuning.trainer import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
-from ultrafastbert.runs.directory import open_run_directory, set_aside
+from ultrafastbert.runs.directory import TRAINING_RECORD, open_run_directory, set_aside
 from ultrafastbert.runs.environment import environment
 from ultrafastbert.runs.results import ResultStore
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.progress import duration
 
-NAMES = ["runs", "predictions", "glue.json", "glue.md"]
+NAMES = [RUNS, PREDICTIONS, RESULTS, TABLE]
 """The files and directories that a sweep writes in its output directory."""
 
 
@@ -93,7 +95,7 @@ class TaskRun:
     def file(self) -> str:
         """The path of the result in `runs/`."""
         directory = f"lr-{self.lr}" if self.is_trial else f"seed-{self.seed}"
-        return f"{self.task}/{directory}/result.json"
+        return f"{self.task}/{directory}/{RUN_RESULT}"
 
     def __str__(self) -> str:
         return f"{self.task}, " + (f"learning rate {self.lr}" if self.is_trial else f"seed {self.seed}")
@@ -105,17 +107,17 @@ class Sweep:
     def __init__(self, arguments: FinetuneArguments, state: PartialState):
         self.arguments, self.state, self.output = arguments, state, Path(arguments.output_dir)
         self.results = ResultStore(
-            self.output / "runs",
+            self.output / RUNS,
             resume="the same command" + (" with --resume auto" if arguments.resume == "never" else ""),
             remedy="Choose another output_dir, or --resume never to start again.",
         )
-        self.tasks = _task_names(arguments)
+        self.loaders = _task_loaders(arguments)
         self.tokenizer = load_tokenizer(arguments.model, arguments.max_length)
         self.settings = arguments.settings | {"model_fingerprint": fingerprint_model(arguments.model)}
         self.encoded: EncodedTask | None = None
         self.fingerprints: dict[str, str] = {}
-        for name in self.tasks:
-            data = self._load(name)
+        for name, load in self.loaders.items():
+            data = load()
             load_metric(data.task.metric)  # so that a missing library stops the sweep before it trains
             self.fingerprints[name] = data.fingerprint
             if state.is_main_process:
@@ -124,7 +126,7 @@ class Sweep:
 
     def _refuse_other_settings(self) -> None:
         """Raises an error if any result, of whatever task, is of another model, other data or another recipe."""
-        for path in sorted(self.results.directory.glob("*/*/result.json")):
+        for path in sorted(self.results.directory.glob(f"*/*/{RUN_RESULT}")):
             file = path.relative_to(self.results.directory)
             task = file.parts[0]
             data = {"data_fingerprint": self.fingerprints[task]} if task in self.fingerprints else {}
@@ -138,7 +140,7 @@ class Sweep:
     def _plan(self) -> list[TaskRun]:
         """All trainings; those with seeds join once the task's learning rates have been tried."""
         plan = []
-        for task in self.tasks:
+        for task in self.loaders:
             trials = [TaskRun(task, lr=lr) for lr in self.arguments.lr_sweep or ()]
             plan += trials
             if all(map(self.results.is_finished, trials)):
@@ -160,7 +162,7 @@ class Sweep:
             "settings": self.settings,
             "data_fingerprint": self.fingerprints[run.task],
             "rows": _count_examples(encoded.data),
-            "notes": _notes(encoded.data),
+            "notes": encoded.data.notes,
             "truncated": encoded.truncated,
             "new_weights": new_weights,
             "parameters": model.num_parameters(),
@@ -216,7 +218,9 @@ class Sweep:
     def _report(self, final: bool = False) -> Mapping[str, Any]:
         """Writes the tables; after the last training also the predictions, and prints the table."""
         results = collect(self.output, self.arguments.model, self.arguments.random_init)
-        files = write_report(self.output, results, {name: self._load(name) for name in self.tasks} if final else {})
+        files = write_report(
+            self.output, results, {name: load() for name, load in self.loaders.items()} if final else {}
+        )
         if final:
             print(f"\n{files['table'].read_text(encoding='utf-8')}")
             print("written: " + ", ".join(str(file) for file in files.values()))
@@ -225,16 +229,8 @@ class Sweep:
     def _encode(self, task: str) -> EncodedTask:
         if self.encoded is None or self.encoded.task.name != task:
             self.encoded = None  # frees its memory first
-            self.encoded = encode_task(self._load(task), self.tokenizer, self.arguments.max_length)
+            self.encoded = encode_task(self.loaders[task](), self.tokenizer, self.arguments.max_length)
         return self.encoded
-
-    def _load(self, name: str) -> TaskData:
-        if self.encoded is not None and self.encoded.task.name == name:
-            return self.encoded.data
-        own = self.arguments.own
-        if own.train is None:
-            return load_glue(name, self.arguments.data_dir)
-        return load_table(name, own.train, own)
 
 
 def fingerprint_model(name: str) -> str:
@@ -245,33 +241,31 @@ def fingerprint_model(name: str) -> str:
         return f"{name}@{commit}"
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
-        if path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model") and path.name != "pretraining.json":
+        if path.suffix in (".safetensors", ".bin", ".json", ".txt", ".model") and path.name != TRAINING_RECORD:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
-def _task_names(arguments: FinetuneArguments) -> list[str]:
-    if arguments.own.train is not None:
-        name = Path(arguments.own.train).name.split(".")[0]
-        return [f"own-{name}" if name in (*TASKS, *SUBMISSION) else name]  # never the name of a GLUE task
+def _task_loaders(arguments: FinetuneArguments) -> dict[str, Callable[[], TaskData]]:
+    """What loads the examples of each task, by the name of the task."""
+    own = arguments.own
+    if own.train is not None:
+        name = Path(own.train).name.split(".")[0]
+        name = f"own-{name}" if name in (*TASKS, *SUBMISSION) else name  # never the name of a GLUE task
+        return {name: partial(load_table, name, own.train, own)}
     names = arguments.tasks or list(TASKS)
     unknown = [name for name in names if name not in TASKS]
     if unknown:
         raise UserError(f"tasks: {', '.join(unknown)} should be of {', '.join(TASKS)}")
-    return list(names)
+    return {name: partial(load_glue, name, arguments.data_dir) for name in names}
 
 
 def _count_examples(data: TaskData) -> dict[str, int]:
-    counts = {"train": len(data.train)} | {f"dev {split.title}": len(split) for split in data.evaluations}
-    return counts | {f"test {split.title}": len(split) for split in data.tests}
-
-
-def _notes(data: TaskData) -> list[str]:
-    return [note for split in (data.train, *data.evaluations, *data.tests) for note in split.notes]
+    return {name: len(split) for name, split in data.splits.items()}
 
 
 def _describe(data: TaskData) -> str:
     counts = ", ".join(f"{name} {count:,}" for name, count in _count_examples(data).items())
-    return "\n".join([f"{data.task.name}: {counts} examples", *(f"  note: {note}" for note in _notes(data))])
+    return "\n".join([f"{data.task.name}: {counts} examples", *(f"  note: {note}" for note in data.notes)])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -75,8 +76,8 @@ class EncodedTask:
     def truncated(self) -> dict[str, int]:
         """Number of truncated examples by the name of the split, without zeros."""
         splits = (self.train, *self.evaluations.values(), *self.tests.values())
-        counts = zip(self.data.splits, [split.truncated for split in splits], strict=True)
-        return {name: count for name, count in counts if count}
+        named = zip(self.data.splits, splits, strict=True)
+        return {name: split.truncated for name, split in named if split.truncated}
 
 
 def encode_task(data: TaskData, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedTask:
@@ -127,12 +128,9 @@ def load_model(name: str, task: Task, recipe: Recipe, seed: int) -> tuple[PreTra
         set_seed(seed)
         if recipe.random_init:
             return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), ["all weights"]
+        options = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # mismatched: another task's head
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # the head of another task
-            output_loading_info=True,
+            name, config=config, dtype=torch.float32, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model {name} cannot be loaded for sequence classification: {error}") from error
@@ -148,13 +146,9 @@ def load_model(name: str, task: Task, recipe: Recipe, seed: int) -> tuple[PreTra
 
 
 def _build_config(name: str, task: Task, recipe: Recipe) -> PreTrainedConfig:
-    labels = task.labels or ("score",)
-    config = AutoConfig.from_pretrained(
-        name,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
+    names = dict(enumerate(task.labels or ("score",)))
+    indices = {label: index for index, label in names.items()}
+    config = AutoConfig.from_pretrained(name, num_labels=len(names), id2label=names, label2id=indices)
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
     if recipe.dropout is not None:
         for attribute in DROPOUTS:
@@ -232,7 +226,7 @@ class _Trainer:
         name, losses, best = f"{self.task.name}, seed {self.seed}", [], _Best()
         with progress_bar(steps, name, "step", leave=False) as bar:
             for batches in epochs:
-                losses.append(self._epoch([indices[batch] for batch in batches], optimizer, schedule, bar.update))
+                losses.append(self._epoch([indices[batch] for batch in batches], schedule, bar.update))
                 bar.set_description_str(f"{name}, loss {losses[-1]:.4f}")
                 if recipe.early_stopping is not None:
                     best.update(self._score(train, held_out), self.model)
@@ -246,13 +240,7 @@ class _Trainer:
             outcome["held_out"] = self._score(train, held_out)
         return outcome
 
-    def _epoch(
-        self,
-        batches: list[np.ndarray],
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        advance: Callable[[], object],
-    ) -> float:
+    def _epoch(self, batches: list[np.ndarray], schedule: LRScheduler, advance: Callable[[], object]) -> float:
         """Trains one epoch, and calls `advance` after every step; returns the mean loss."""
         self.model.train()
         total, count = torch.zeros((), device=self.device), 0
@@ -264,9 +252,9 @@ class _Trainer:
             loss.backward()
             if self.recipe.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
-            optimizer.step()
+            schedule.optimizer.step()
             schedule.step()
-            optimizer.zero_grad()
+            schedule.optimizer.zero_grad()
             total += loss.detach() * len(indices)
             count += len(indices)
             advance()

@@ -21,6 +21,8 @@ from ultrafastbert.utils.errors import UserError
 if TYPE_CHECKING:
     import datasets
 
+    Hub = tuple[str, datasets.DatasetDict]  # the name of a configuration in messages, and its splits
+
 HUB_NAME = "nyu-mll/glue"
 AX = "AX"
 AX_FILES = ("diagnostic/diagnostic.tsv", "AX/AX.tsv", "AX.tsv")
@@ -104,12 +106,7 @@ TASKS: dict[str, GlueTask] = {
             hub_texts=_PAIR,
             hub_labels=("not_equivalent", "equivalent"),
         ),
-        GlueTask(
-            task=Task("stsb", None, "pearson_spearman", "spearman"),
-            folder="STS-B",
-            texts=_PAIR,
-            label="score",
-        ),
+        GlueTask(task=Task("stsb", None, "pearson_spearman", "spearman"), folder="STS-B", texts=_PAIR, label="score"),
         GlueTask(
             task=Task("qqp", _BINARY, "accuracy_f1", "f1"),
             folder="QQP",
@@ -129,15 +126,9 @@ TASKS: dict[str, GlueTask] = {
             has_diagnostic_set=True,
         ),
         GlueTask(
-            task=Task("qnli", _TWO_WAY, "accuracy_f1", "accuracy"),
-            folder="QNLI",
-            texts=("question", "sentence"),
+            task=Task("qnli", _TWO_WAY, "accuracy_f1", "accuracy"), folder="QNLI", texts=("question", "sentence")
         ),
-        GlueTask(
-            task=Task("rte", _TWO_WAY, "accuracy_f1", "accuracy"),
-            folder="RTE",
-            texts=_PAIR,
-        ),
+        GlueTask(task=Task("rte", _TWO_WAY, "accuracy_f1", "accuracy"), folder="RTE", texts=_PAIR),
         GlueTask(
             task=Task("wnli", _BINARY, "accuracy_f1", "accuracy"),
             folder="WNLI",
@@ -165,9 +156,6 @@ def load_glue(name: str, data_dir: str | Path | None) -> TaskData:
     if name not in TASKS:
         raise UserError(f"{name!r} is not a GLUE task; it should be one of {', '.join(TASKS)}")
     return _load_from_hub(TASKS[name]) if data_dir is None else _load_files(TASKS[name], Path(data_dir).expanduser())
-
-
-# Files of the benchmark
 
 
 def _load_files(glue: GlueTask, data_dir: Path) -> TaskData:
@@ -250,9 +238,6 @@ def _check_ids(ids: Sequence[str], place: str, numbers: Iterable[int]) -> None:
             raise UserError(f"{place} {number}: the id is {id}, as in {before}; all ids should be different")
 
 
-# The Hub
-
-
 def _load_from_hub(glue: GlueTask) -> TaskData:
     hub = _download(glue.task.name)
     train = _hub_split(glue, glue.folder, hub, "train")
@@ -263,8 +248,7 @@ def _load_from_hub(glue: GlueTask) -> TaskData:
     return TaskData(glue.task, train, evaluations, tests)
 
 
-def _download(name: str) -> "tuple[str, datasets.DatasetDict]":
-    """The name of a configuration in messages, and its splits."""
+def _download(name: str) -> "Hub":
     place = f"{HUB_NAME}, configuration {name}"
     instead = "without the Hub, --data_dir DIR reads the benchmark's own TSV files"
     try:
@@ -278,9 +262,7 @@ def _download(name: str) -> "tuple[str, datasets.DatasetDict]":
         raise UserError(f"{place}, cannot be read from the Hugging Face Hub: {reason} ({instead})") from error
 
 
-def _hub_split(
-    glue: GlueTask, title: str, hub: "tuple[str, datasets.DatasetDict]", name: str, is_test: bool = False
-) -> Split:
+def _hub_split(glue: GlueTask, title: str, hub: "Hub", name: str, is_test: bool = False) -> Split:
     place, splits = hub
     if name not in splits:
         raise UserError(f"{place} has no split {name!r}; it has {', '.join(map(str, splits))}")
@@ -292,9 +274,8 @@ def _hub_split(
         ids = [str(id) for id in content["idx"]]
         _check_ids(ids, f"{place}, row", range(len(ids)))
         return Split(title, texts, None, ids)
-    labels = [
-        _hub_label(glue, value, f"{place}, row {row}, column 'label'") for row, value in enumerate(content["label"])
-    ]
+    rows = enumerate(content["label"])
+    labels = [_hub_label(glue, value, f"{place}, row {row}, column 'label'") for row, value in rows]
     return Split(title, texts, labels, numbered(len(texts)))
 
 

@@ -25,13 +25,7 @@ _STSB = (TASKS["stsb"].task, TASKS["stsb"].folder)
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's predictions for a test set.
-
-    Attributes:
-        task: of the test set.
-        split: the examples.
-        values: of each example, a class (an index into the task's labels) or a number.
-    """
+    """A model's predictions for a test set: of each example a class, an index into the task's labels, or a number."""
 
     task: Task
     split: Split

@@ -111,9 +111,6 @@ def _is_finite(word: str) -> bool:
         return False
 
 
-# Holding out
-
-
 def _hold_out(split: Split, task: Task, path: Path, fraction: float, seed: int) -> tuple[Split, Split]:
     """Training examples and validation examples, each in the order of the file."""
     size, labels = len(split), split.labels or []
@@ -142,9 +139,6 @@ def _selection(split: Split, indices: Sequence[int], notes: list[str]) -> Split:
     labels = split.labels or []
     texts, labels = [split.texts[index] for index in indices], [labels[index] for index in indices]
     return Split(split.title, texts, labels, numbered(len(indices)), notes)
-
-
-# Texts and labels of a row
 
 
 def _read_table(path: Path, own: OwnDataArguments, is_test: bool = False) -> Table:
@@ -200,9 +194,6 @@ def _checked(text: str, column: str, place: str) -> str:
 
 def _shown(value: object) -> str:
     return "null" if value is None else reprlib.repr(value)
-
-
-# Rows of a file
 
 
 def _read_records(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, object]]]:

@@ -71,6 +71,11 @@ class TaskData:
         return splits | {f"test {split.title}": split for split in self.tests}
 
     @property
+    def notes(self) -> list[str]:
+        """The notes of all splits."""
+        return [note for split in self.splits.values() for note in split.notes]
+
+    @property
     def fingerprint(self) -> str:
         """A hash of the examples and their order, wherever they were read from: SHA-256, 16 hexadecimal digits."""
         digest = hashlib.sha256()

@@ -76,9 +76,6 @@ def load_metric(name: str) -> "type[evaluate.Metric]":
         raise UserError(f"the metric {name} needs: pip install evaluate scikit-learn scipy ({error})") from error
 
 
-# For the modules of the metrics
-
-
 def metric_info(description: str, inputs: str, citation: str, *urls: str) -> "evaluate.MetricInfo":
     """The information that `evaluate` requires of a metric whose predictions and references are floats."""
     import datasets
