@@ -62,10 +62,11 @@ def compiled(model):
         ),
     ],
 )
-def test_no_graph_breaks(model_class, mask, arguments):
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_no_graph_breaks(model_class, mask, arguments, positions):
     results = []
     for prepare in (lambda model: model, compiled):
-        model = make(model_class)
+        model = make(model_class, position_embedding=positions)
         output = prepare(model)(INPUT_IDS, attention_mask=mask, **arguments)
         output[0].float().square().mean().backward()
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -43,6 +43,19 @@ def test_only_differences_of_positions_matter():
     assert (here - reversed_order).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_attention_functions_agree_with_sdpa(attention):
+    tokens, mask = torch.randint(1, 40, (2, 9)), (torch.arange(9) < torch.tensor([9, 5])[:, None]).long()
+    outputs = []
+    for implementation in ("sdpa", attention):
+        torch.manual_seed(0)
+        sizes = config(initializer_range=0.3, hidden_size=32)  # flex_attention needs heads of width 16
+        model = UltraFastBertModel._from_config(sizes, attn_implementation=implementation).eval()
+        with torch.no_grad():
+            outputs.append(model(tokens, mask).last_hidden_state[mask.bool()])
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+
+
 def test_order_matters():
     """Without positions, an encoder would give a token the same vector wherever it stands."""
     model, tokens = make(), torch.randint(1, 40, (1, 9))
