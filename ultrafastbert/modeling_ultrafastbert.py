@@ -201,7 +201,11 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: Angles | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
         attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, position_embeddings, **kwargs)
