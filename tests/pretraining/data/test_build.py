@@ -117,6 +117,26 @@ def test_the_split_depends_on_the_text_and_not_on_the_order(prepared, tmp_path, 
     assert 30 < len(held_out[0]) < 100
 
 
+def test_validation_texts_of_their_own(prepared, tmp_path, texts):
+    train, validation = tmp_path / "train.txt", tmp_path / "validation.txt"
+    train.write_text("\n".join(texts[:500]))
+    validation.write_text("\n".join(texts[450:]))  # fifty texts are in both
+    packed = prepared(train, validation_source=str(validation), max_texts=480)
+    trained, held_out = (set(map(tuple, unpacked(packed, part)[0])) for part in (packed.train, packed.validation))
+    assert trained <= set(encoded(packed, texts[:450])) and len(trained) >= 447  # the last ones may be cut off
+    assert held_out <= set(encoded(packed, texts[450:])) and len(held_out) >= 147
+    assert packed.manifest["counts"]["texts_repeated"] == 30  # of the 480 that were read
+    assert prepared(train, validation_source=[str(validation)], max_texts=480).directory == packed.directory
+    assert prepared(train, max_texts=480).directory != packed.directory
+
+
+@pytest.mark.parametrize("content, message", [("\n", "no text in .*empty.txt"), ("a b\n", "in validation_source")])
+def test_validation_texts_that_are_too_few(prepared, text_file, tmp_path, content, message):
+    (tmp_path / "empty.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        prepared(text_file, validation_source=str(tmp_path / "empty.txt"))
+
+
 def test_texts_cannot_hold_special_tokens(prepared, tmp_path, texts):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"{text} [MASK] [SEP] [PAD] [UNK] [CLS]" for text in texts))

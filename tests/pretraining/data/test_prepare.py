@@ -106,6 +106,8 @@ def test_prepared_data_is_a_source(text_file, arguments_for, tmp_path):
     assert prepare(DataArguments(source=[str(elsewhere)], vocab_size=400), progress=False).directory == elsewhere
     with pytest.raises(DataError, match="sequence_length is 64, but the data in .* was prepared with 16"):
         prepare(DataArguments(source=str(elsewhere), sequence_length=64), progress=False)
+    with pytest.raises(DataError, match="validation_source is .*, but the data in .* is prepared"):
+        prepare(DataArguments(source=str(elsewhere), validation_source=str(text_file)), progress=False)
     given_default = DataArguments(source=str(elsewhere), sequence_length=128)  # like an option that is not given
     assert prepare(given_default, progress=False).manifest["sequence_length"] == 16
     with pytest.raises(DataError, match="elsewhere is prepared data, which cannot be combined with other sources"):

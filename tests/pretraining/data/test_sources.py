@@ -17,6 +17,10 @@ from ultrafastbert.pretraining.data.sources import COMPRESSIONS, Docstrings, Hub
 TEXTS = ["First text, with an é.", "Second: “quoted” 世界", "Third."]
 
 
+def found_by(arguments):
+    return find_sources(arguments.source, arguments)
+
+
 def zst(content: bytes) -> bytes:
     buffer = pa.BufferOutputStream()
     with pa.CompressedOutputStream(buffer, "zstd") as stream:
@@ -51,7 +55,7 @@ def read(tmp_path, arguments_for):
     def read(source, **options):
         return [
             text.strip()
-            for found in find_sources(arguments_for(source, **options))
+            for found in found_by(arguments_for(source, **options))
             for text, _ in found.texts(tmp_path)
         ]
 
@@ -79,7 +83,7 @@ def test_every_format_in_every_compression(read, write, kind, compression):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_sizes_add_up_to_the_file(tmp_path, arguments_for, write, kind, compression):
     content = COMPRESS[compression](FORMATS[kind]([f"text number {i}" for i in range(1000)]))
-    (source,) = find_sources(arguments_for(write(f"text{kind}{compression}", content)))
+    (source,) = found_by(arguments_for(write(f"text{kind}{compression}", content)))
     assert sum(size for _, size in source.texts(tmp_path)) == source.size == len(content)
 
 
@@ -140,29 +144,29 @@ def test_a_string_like_a_path_never_reaches_the_hub(arguments_for, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(DataError, match=message):
-        find_sources(arguments_for(source))
+        found_by(arguments_for(source))
 
 
 def test_a_pipe_is_refused(arguments_for, tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match="pipe.txt is not a regular file"):
-        find_sources(arguments_for(tmp_path / "pipe.txt"))
+        found_by(arguments_for(tmp_path / "pipe.txt"))
 
 
 def test_kinds_of_sources(arguments_for, write):
     path = write("a.txt", b"one")
-    found = find_sources(arguments_for(["docstrings", str(path), "wikitext", "owner/name-1.0"]))
+    found = found_by(arguments_for(["docstrings", str(path), "wikitext", "owner/name-1.0"]))
     assert [type(source) for source in found] == [Docstrings, TextFile, HubDataset, HubDataset]
 
 
 def test_a_directory_and_an_unknown_kind_are_refused(arguments_for, write, tmp_path):
     with pytest.raises(DataError, match=r"is a directory: name its files, .*\*\.txt"):
-        find_sources(arguments_for(tmp_path))
+        found_by(arguments_for(tmp_path))
     for name in ("text.csv", "text.txt.bz2", "text.gz", "text"):
         with pytest.raises(
             DataError, match=f"{name} is of an unknown kind: the names of files should end in .txt, .jsonl"
         ):
-            find_sources(arguments_for(write(name, b"one")))
+            found_by(arguments_for(write(name, b"one")))
 
 
 @pytest.mark.parametrize(

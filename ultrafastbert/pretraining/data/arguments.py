@@ -49,13 +49,16 @@ class DataArguments:
     log-frequency of their tokens)."""
     validation_fraction: float = 0.01
     """Fraction of the texts held out for validation, between 0 and 1. A hash of the text decides, so the split
-    depends neither on order nor on chance."""
+    depends neither on order nor on chance. Ignored if `validation_source` is given."""
+    validation_source: str | list[str] | None = None
+    """Text for validation, named as in `source`; a text that is also in `source` is not trained on. Default: a
+    fraction of the source's texts."""
     cache_dir: str | None = None
     """Directory where prepared data is kept and found again. Default: `ultrafastbert` in $XDG_CACHE_HOME or
     ~/.cache."""
 
     def __post_init__(self):
-        check_fields(self, NOT_EMPTY, "source")
+        check_fields(self, NOT_EMPTY, "source", "validation_source")
         check_fields(self, one_of("line", "paragraph"), "sample_by")
         check_fields(self, POSITIVE, "max_texts", "tokenizer_characters", "max_tokens_per_character")
         check_fields(self, at_least(256), "vocab_size")

@@ -40,8 +40,23 @@ from ultrafastbert.utils.progress import ProgressLines, progress_bar
 Bar = Callable[..., tqdm | ProgressLines]
 
 
-def build(directory: Path, arguments: DataArguments, sources: list[Source], request: dict, progress: bool) -> None:
+def build(
+    directory: Path,
+    arguments: DataArguments,
+    sources: list[Source],
+    validation: list[Source],
+    request: dict,
+    progress: bool,
+) -> None:
     """Writes the files of prepared data to an empty directory, the manifest last.
+
+    Args:
+        directory: of the files.
+        arguments: options.
+        sources: texts to train on; without `validation`, a fraction of them is held out.
+        validation: texts for validation.
+        request: for the manifest.
+        progress: show it and a summary on stderr.
 
     Raises:
         DataError: a source is broken, or has too little text for one sequence of each split.
@@ -49,7 +64,7 @@ def build(directory: Path, arguments: DataArguments, sources: list[Source], requ
     """
     started = time.monotonic()
     bar = partial(progress_bar, unit="B", unit_scale=True, enabled=progress)
-    spool, counts = _read(directory / "spool", arguments, sources, bar)
+    spool, counts = _read(directory / "spool", arguments, sources, validation, bar)
     if arguments.deduplicate:
         counts["texts_repeated"] = spool.mark_repeated()
     tokenizer = _make_tokenizer(spool, arguments, bar)
@@ -89,27 +104,34 @@ def build(directory: Path, arguments: DataArguments, sources: list[Source], requ
         print(_summary(manifest, time.monotonic() - started), file=sys.stderr)
 
 
-def _read(directory: Path, arguments: DataArguments, sources: list[Source], bar: Bar) -> tuple[Spool, dict[str, int]]:
-    """Reads the sources into a spool; texts that are only white space are counted and dropped."""
+def _read(
+    directory: Path, arguments: DataArguments, sources: list[Source], validation: list[Source], bar: Bar
+) -> tuple[Spool, dict[str, int]]:
+    """Reads the sources into a spool; texts that are only white space are counted and dropped.
+
+    Validation texts come first, so that of a text in both it is the one for training that is dropped as repeated.
+    """
     spool = Spool(directory)
-    sizes = [source.size for source in sources]
+    sizes = [source.size for source in [*validation, *sources]]
     total = None if None in sizes else sum(filter(None, sizes))
-    texts = chain.from_iterable(source.texts(directory) for source in sources)
     read = characters = empty = 0
     with bar(total, "Reading") as shown:
-        for text, size in islice(texts, arguments.max_texts):
-            shown.update(size)
-            text = text.strip()
-            read += 1
-            characters += len(text)
-            if text:
-                spool.append(text)
-            else:
-                empty += 1
+        for part, most, is_validation in ((validation, None, True), (sources, arguments.max_texts, False)):
+            read_before, empty_before = read, empty
+            texts = chain.from_iterable(source.texts(directory) for source in part)
+            for text, size in islice(texts, most):
+                shown.update(size)
+                text = text.strip()
+                read += 1
+                characters += len(text)
+                if text:
+                    spool.append(text, is_validation)
+                else:
+                    empty += 1
+            if part and read - read_before == empty - empty_before:
+                names = ", ".join(source.name for source in part)
+                raise DataError(f"no text in {names}: {read - read_before:,} texts were read, all of them empty")
     spool.finish()
-    if read == empty:
-        names = ", ".join(source.name for source in sources)
-        raise DataError(f"no text in {names}: {read:,} texts were read, all of them empty")
     counts = {"texts_read": read, "characters_read": characters, "texts_empty": empty, "texts_repeated": 0}
     return spool, counts
 
@@ -120,7 +142,7 @@ def _make_tokenizer(spool: Spool, arguments: DataArguments, bar: Bar) -> PreTrai
         return load_tokenizer(arguments.tokenizer, arguments.sequence_length)
 
     def for_training(records: np.ndarray) -> np.ndarray:
-        return ~records["repeated"] & ~in_validation(records, arguments.validation_fraction)
+        return ~records["repeated"] & ~_held_out(records, arguments)
 
     available = spool.size(for_training)
     fraction = min(1, arguments.tokenizer_characters / max(available, 1))
@@ -152,7 +174,7 @@ def _pack(
     ):
         for texts, records in spool.batches(_not_repeated):
             streams: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
-            held_out = in_validation(records, arguments.validation_fraction).tolist()
+            held_out = _held_out(records, arguments).tolist()
             for text, tokens, hold_out in zip(texts, encode(backend, texts, dtype), held_out, strict=True):
                 if not len(tokens):
                     counts["texts_without_tokens"] += 1
@@ -171,12 +193,20 @@ def _pack(
     return counts
 
 
+def _held_out(records: np.ndarray, arguments: DataArguments) -> np.ndarray:
+    """Which texts are for validation, `(n,)` bool."""
+    if arguments.validation_source is not None:
+        return records["validation"]
+    return in_validation(records, arguments.validation_fraction)
+
+
 def _not_repeated(records: np.ndarray) -> np.ndarray:
     return ~records["repeated"]
 
 
 def _check_sequences(sequences: dict[str, int], counts: dict[str, int], arguments: DataArguments) -> None:
-    remedies = {"training": "give more text", "validation": "give more text or raise validation_fraction"}
+    more = "in validation_source" if arguments.validation_source is not None else "or raise validation_fraction"
+    remedies = {"training": "give more text", "validation": f"give more text {more}"}
     for split, (name, remedy) in zip(SPLITS, remedies.items(), strict=True):
         if not sequences[split]:
             lack = f"too little text for one {name} sequence of {arguments.sequence_length} tokens"

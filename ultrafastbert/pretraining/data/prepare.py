@@ -43,13 +43,14 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
         DataError: a source is missing, broken or too small, prepared data is damaged or contradicts the arguments, or
             the cache directory cannot be written.
     """
-    names = source_names(arguments)
+    names = source_names(arguments.source)
     first = Path(names[0]).expanduser()
     if len(names) == 1 and (first / MANIFEST).is_file():
         return _open_as_source(first, arguments)
 
-    sources = find_sources(arguments)
-    request = _request(arguments, sources)
+    sources = find_sources(arguments.source, arguments)
+    validation = find_sources(arguments.validation_source, arguments)
+    request = _request(arguments, sources, validation)
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     directory = _cache_directory(arguments) / f"{_label(names[0])}-{digest[:16]}"
     if not directory.exists():
@@ -58,8 +59,9 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
                 # Imported here because it needs libraries that opening prepared data does not.
                 from ultrafastbert.pretraining.data.build import build
 
-                build(partial, arguments, sources, request, progress)
-                if _request(arguments, sources) != request:
+                build(partial, arguments, sources, validation, request, progress)
+                if _request(arguments, sources, validation) != request:
+                    names += source_names(arguments.validation_source)
                     raise DataError(f"source {', '.join(names)} changed while it was read: prepare it again")
     packed = open_packed(directory)
     if progress:
@@ -68,6 +70,11 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
 
 
 def _open_as_source(directory: Path, arguments: DataArguments) -> PackedData:
+    if arguments.validation_source is not None:
+        raise DataError(
+            f"validation_source is {arguments.validation_source!r}, but the data in {directory} is prepared and has "
+            "its own validation texts: omit validation_source, or prepare the text again"
+        )
     packed = open_packed(directory)
     options = packed.manifest["request"]["options"]
     for field in dataclasses.fields(arguments):
@@ -80,18 +87,20 @@ def _open_as_source(directory: Path, arguments: DataArguments) -> PackedData:
     return packed
 
 
-def _request(arguments: DataArguments, sources: list[Source]) -> dict:
+def _request(arguments: DataArguments, sources: list[Source], validation: list[Source]) -> dict:
     """Everything that determines the bytes of prepared data, as JSON."""
     options = dataclasses.asdict(arguments)
-    for name in ("source", "streaming", "cache_dir"):  # identities replace the first, the others change no byte
-        del options[name]
+    for name in ("source", "validation_source", "streaming", "cache_dir"):
+        del options[name]  # identities replace the first two, the others change no byte
     try:
-        identities = [source.identity() for source in sources]
+        identities = {"sources": [source.identity() for source in sources]}
+        if validation:
+            identities["validation_sources"] = [source.identity() for source in validation]
     except OSError as error:
         raise DataError(f"source {error.filename} cannot be read: {error.strerror}") from error
     return {
         "recipe": RECIPE,
-        "sources": identities,
+        **identities,
         "options": options,
         "tokenizer": _tokenizer_identity(arguments.tokenizer),
         "tokenizers": version("tokenizers"),

@@ -59,19 +59,23 @@ class Source(Protocol):
         ...
 
 
-def find_sources(arguments: DataArguments) -> list[Source]:
-    """The sources that `arguments.source` names, in its order; the files of a glob are sorted.
+def find_sources(names: str | list[str] | None, arguments: DataArguments) -> list[Source]:
+    """The sources that `names` names, in its order; the files of a glob are sorted.
+
+    Args:
+        names: `arguments.source` or `arguments.validation_source`; None names no source.
+        arguments: how the sources are read.
 
     Raises:
         DataError: a file does not exist or is of an unknown kind, a glob matches nothing, or a string can be neither a
             path nor the name of a data set.
     """
-    return [source for name in source_names(arguments) for source in _find(name, arguments)]
+    return [source for name in source_names(names) for source in _find(name, arguments)]
 
 
-def source_names(arguments: DataArguments) -> list[str]:
-    """`arguments.source` as a list."""
-    return [arguments.source] if isinstance(arguments.source, str) else arguments.source
+def source_names(names: str | list[str] | None) -> list[str]:
+    """The names as a list."""
+    return [names] if isinstance(names, str) else names or []
 
 
 def _find(name: str, arguments: DataArguments) -> list[Source]:

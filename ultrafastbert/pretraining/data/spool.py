@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-RECORD = np.dtype([("digest", "<u8", 2), ("size", "<u8"), ("repeated", "?")])  # 25 bytes per text
+RECORD = np.dtype([("digest", "<u8", 2), ("size", "<u8"), ("repeated", "?"), ("validation", "?")])  # 26 bytes
 RECORDS_AT_A_TIME = 1 << 16
 DIGESTS_AT_A_TIME = 1 << 22  # sorting these takes about 200 MB
 BATCH_BYTES = 1 << 21
@@ -31,12 +31,12 @@ class Spool:
         self._texts, self._records = self._text_path.open("wb"), self._record_path.open("wb")
         self.records = np.empty(0, RECORD)
 
-    def append(self, text: str) -> None:
-        """Adds a text. Half surrogate pairs, which no tokenizer accepts, are dropped."""
+    def append(self, text: str, validation: bool = False) -> None:
+        """Adds a text, of a validation source or not. Half surrogate pairs, which no tokenizer accepts, are dropped."""
         encoded = text.encode("utf-8", "ignore")
         digest = hashlib.blake2b(encoded, digest_size=16).digest()
         self._texts.write(encoded)
-        self._records.write(digest + len(encoded).to_bytes(8, "little") + b"\0")
+        self._records.write(digest + len(encoded).to_bytes(8, "little") + bytes([False, validation]))
 
     def finish(self) -> None:
         """Closes the files and maps the records, `(texts,)` of dtype RECORD, for reading and marking."""
