@@ -73,7 +73,7 @@ def make_arguments(packed_directory, tmp_path):
 
     def make(fff="2x3", seed=0, resume="auto", output_dir=tmp_path / "run", **train):
         options = {"max_steps": 12, "batch_size": 16, "micro_batch_size": 4, "log_every": 2, "eval_every": 6}
-        options |= {"checkpoint_every": 4, "eval_sequences": 16}
+        options |= {"checkpoint_every": 4, "eval_sequences": 16, "precision": "fp32"}
         return PretrainArguments(
             model=ModelArguments(fff=fff, hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
             data=DataArguments(source=str(packed_directory)),

@@ -157,6 +157,18 @@ class UltraFastBertAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """`(batch, seq, hidden)` -> the same, and the weights if the attention function returns them."""
         qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, -1, self.head_dim))
+        if self.training and qkv.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # The gradient of PyTorch's fused attention takes twice as long in bf16 as in float32 there.
+            with torch.autocast("cpu", enabled=False):
+                output, weights = self._attend(qkv.float(), attention_mask, position_embeddings, **kwargs)
+        else:
+            output, weights = self._attend(qkv, attention_mask, position_embeddings, **kwargs)
+        return self.o_proj(output.flatten(2)), weights
+
+    def _attend(
+        self, qkv: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(batch, seq, 3, heads, head_dim)` -> the output `(batch, seq, heads, head_dim)`, and weights or None."""
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, head_dim)
         if position_embeddings is not None:
             cosine, sine = (table.unsqueeze(1) for table in position_embeddings)  # (batch or 1, 1, seq, head_dim)
@@ -167,10 +179,7 @@ class UltraFastBertAttention(nn.Module):
             eager_attention_forward,
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )  # output: (batch, seq, heads, head_dim)
-        return self.o_proj(output.flatten(2)), weights
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
 class UltraFastBertDense(nn.Module):

@@ -27,7 +27,7 @@ def sequences(count=10):
 
 
 def step_of(model):
-    return TrainingStep(model, TrainArguments(max_steps=1), Accelerator(cpu=True))
+    return TrainingStep(model, TrainArguments(max_steps=1), Accelerator(cpu=True), in_bf16=False)
 
 
 def test_loss_and_accuracy_are_means_over_all_masked_tokens(model):

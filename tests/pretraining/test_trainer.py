@@ -18,6 +18,7 @@ from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.pretraining.trainer import Trainer, pretrain
+from ultrafastbert.runs import precision
 from ultrafastbert.runs.reporter import read_metrics
 from ultrafastbert.utils import hardware, progress
 from ultrafastbert.utils.errors import Interrupted, UserError
@@ -387,6 +388,15 @@ def test_bf16_trains_in_bf16_and_keeps_float32_weights(make_arguments, tmp_path,
     final = pretrain(make_arguments(precision="bf16", max_steps=2))
     assert set(seen) == {torch.bfloat16}
     assert all(tensor.dtype == torch.float32 for tensor in weights(final).values())
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(make_arguments, monkeypatch):
+    for faster, steps in ((True, 4), (False, 8)):
+        monkeypatch.setattr(precision, "_cpu_is_faster_in_bf16", lambda width, faster=faster: faster)
+        final = pretrain(make_arguments(precision="auto", max_steps=steps))
+        assert json.loads((final / "pretraining.json").read_text())["in_bf16"] is True
+    final = pretrain(make_arguments(precision="fp32", max_steps=12))  # but the option decides if it is given
+    assert json.loads((final / "pretraining.json").read_text())["in_bf16"] is False
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class TrainingArguments:
     vocabulary: int = 32768
     """Tokens in the vocabulary."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic, as train.precision of pretraining. auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    """Arithmetic, as train.precision of pretraining. auto: bf16 where it is faster."""
     compile: bool | None = None
     """Whether models are compiled by torch.compile. [null: on a GPU, as in pretraining]"""
     seconds: float = 10.0
@@ -104,7 +104,7 @@ def benchmark(arguments: TrainingArguments) -> None:
 def _tables(arguments: TrainingArguments, harness: Benchmark) -> list[str]:
     turns = "they took turns" if harness.results[0]["together"] else "each alone, because memory does not hold all"
     compiled = arguments.compile or (arguments.compile is None and arguments.device == "cuda")
-    bf16 = uses_bf16(arguments.precision, torch.device(arguments.device))
+    bf16 = uses_bf16(arguments.precision, torch.device(arguments.device), arguments.hidden_size)
     results = harness.select()
     baseline = results.get(arguments.baseline)
     header = ["model", "parameters, millions", "tokens per second", "ms per step (steps)", "memory, GB", "MFU"]

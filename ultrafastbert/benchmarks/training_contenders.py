@@ -60,7 +60,7 @@ class Steps:
 
     def __init__(self, name: str, arguments: "TrainingArguments", accelerator: Accelerator):
         # With a low rate the loss stays finite: from random tokens nothing can be learned.
-        train = TrainArguments(max_steps=1, lr=1e-5, precision=arguments.precision, compile=arguments.compile)
+        train = TrainArguments(max_steps=1, lr=1e-5, compile=arguments.compile)
         self.name, self.arguments, self.device = name, arguments, accelerator.device
         self.probability, self.lr = train.mask_probability, train.lr
         shape = (max(1024, arguments.sequences), arguments.sequence_length)
@@ -74,7 +74,8 @@ class Steps:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if on_gpu else 0
         self.model = _build_model(name, arguments).to(self.device)
-        self.training = TrainingStep(self.model, train, accelerator)
+        in_bf16 = uses_bf16(arguments.precision, self.device, arguments.hidden_size)
+        self.training = TrainingStep(self.model, train, accelerator, in_bf16)
         self.error = ((self.step() - expected) / expected).abs().max().item()  # relative, the larger of the two
         self.step()  # with the state that the optimizer allocated in the first step
         self.memory = torch.cuda.max_memory_allocated() - before if on_gpu else None
@@ -115,7 +116,7 @@ class Steps:
             )
         sequences, length = self.arguments.sequences, self.arguments.sequence_length
         flops = training_flops(self.model.config, sequences, length, masks_per_sequence(length, self.probability))
-        dtype = torch.bfloat16 if uses_bf16(self.arguments.precision, self.device) else torch.float32
+        dtype = torch.bfloat16 if self.training.in_bf16 else torch.float32
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "tokens_per_second": sequences * length / median,
@@ -131,5 +132,5 @@ def contender(name: str, arguments: "TrainingArguments", accelerator: Accelerato
         steps = Steps(name, arguments, accelerator)
         return Ready(steps.step, lambda _: steps.error, steps.facts)
 
-    bf16 = uses_bf16(arguments.precision, accelerator.device)
+    bf16 = uses_bf16(arguments.precision, accelerator.device, arguments.hidden_size)
     return Contender(name, set_up, dtype="bfloat16" if bf16 else "float32")

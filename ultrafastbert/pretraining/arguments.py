@@ -108,7 +108,7 @@ class TrainArguments:
     0.5]"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of forward and backward passes; weights and optimiser are float32. auto: bf16 on a GPU that has
-    it, fp32 elsewhere."""
+    it, and on a CPU that is faster in it (a linear layer is timed at the start of the run), else fp32."""
     compile: bool | None = None
     """Whether the model is compiled by torch.compile. [null: on a GPU]"""
     log_every: int = 10

@@ -18,6 +18,7 @@ class Progress:
         seconds: wall-clock time in the training loop, over all resumed runs.
         skipped: steps skipped because loss or gradient were not finite.
         skipped_in_a_row: the last of them, up to the current step.
+        in_bf16: whether passes run in bfloat16, so that a resumed run does not choose anew; None: it was not recorded.
     """
 
     step: int = 0
@@ -26,6 +27,7 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    in_bf16: bool | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -16,7 +16,6 @@ from torch import nn
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch
 from ultrafastbert.runs.optimizer import build_optimizer
-from ultrafastbert.runs.precision import uses_bf16
 
 
 class TrainingStep:
@@ -25,16 +24,17 @@ class TrainingStep:
     Args:
         model: a masked language model on the accelerator's device; it is compiled if `train` says so, and put into
             training mode.
-        train: precision, optimiser and clipping.
+        train: optimiser and clipping.
         accelerator: of the processes that train together.
+        in_bf16: whether forward and backward passes run in bfloat16.
 
     Attributes:
         wrapped_model: the model, or its data-parallel wrapper.
-        in_bf16: whether forward and backward passes run in bfloat16.
+        in_bf16: as given.
         autocast: returns the context of a forward pass.
     """
 
-    def __init__(self, model: nn.Module, train: TrainArguments, accelerator: Accelerator):
+    def __init__(self, model: nn.Module, train: TrainArguments, accelerator: Accelerator, in_bf16: bool):
         self.model, self.accelerator, self.max_grad_norm = model, accelerator, train.max_grad_norm
         device = accelerator.device
         if train.compile or (train.compile is None and device.type == "cuda"):
@@ -42,7 +42,7 @@ class TrainingStep:
         optimizer = build_optimizer(model, train.lr, train.betas, train.eps, train.weight_decay)
         self.wrapped_model, self.optimizer = accelerator.prepare(model, optimizer)
         model.train()
-        self.in_bf16 = uses_bf16(train.precision, device)
+        self.in_bf16 = in_bf16
         self.autocast: Callable[[], AbstractContextManager] = functools.partial(
             torch.autocast, device.type, dtype=torch.bfloat16, enabled=self.in_bf16
         )

@@ -35,6 +35,7 @@ from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.runs.checkpoints import CheckpointError, find_checkpoint
 from ultrafastbert.runs.directory import CHECKPOINTS, FINAL, check_disk, find_start, move_aside, open_run_directory
 from ultrafastbert.runs.interrupts import Interrupt
+from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import Interrupted, UserError
 
 
@@ -97,7 +98,8 @@ class Trainer:
         self.sequence_length = data.sequence_length
         set_seed(arguments.seed)
         model = UltraFastBertForMaskedLM(config).to(accelerator.device)
-        self.step = TrainingStep(model, self.train, accelerator)
+        progress.in_bf16 = self._chooses_bf16(config.hidden_size)
+        self.step = TrainingStep(model, self.train, accelerator, progress.in_bf16)
         self.batches = MaskedBatches(arguments, data, accelerator.device)
         self.in_flight = StepsInFlight(max_unread=1 if accelerator.device.type == "cuda" else 0)
         self.checkpointer = Checkpointer(arguments, data, model, accelerator)
@@ -202,6 +204,12 @@ class Trainer:
         spent = f"{self.progress.fraction_of_budget(self.train):.0%} of the budget"
         stopped = f"stopped by signal {interrupt.signal} after step {self.progress.step} ({spent})"
         raise Interrupted(f"{stopped}; saved in {checkpoint}; {command} resumes from there", interrupt.signal)
+
+    def _chooses_bf16(self, width: int) -> bool:
+        """Whether passes run in bfloat16: the same in all processes, and in a resumed run as before."""
+        if self.train.precision == "auto" and self.progress.in_bf16 is not None:
+            return self.progress.in_bf16
+        return broadcast_object_list([uses_bf16(self.train.precision, self.accelerator.device, width)])[0]
 
     def _spend_time(self) -> None:
         self.progress.seconds = time.monotonic() - self.clock_start
