@@ -19,7 +19,8 @@ def directory(tmp_path, monkeypatch):
     for name in ("p", "q"):
         Path(name).mkdir()
         lines = [{"step": step, "tokens": 100 * step, "loss": 3.0, "tokens_per_second": 50.0} for step in range(1, 4)]
-        lines[-1] |= {"validation_loss": 2.9, "leaf_entropy": [0.8, 0.9]}
+        lines += [{"step": 3, "tokens": 300, "seconds": 90.0, "validation_loss": 2.9, "validation_accuracy": 0.25}]
+        lines[-1] |= {"leaf_entropy": [0.8, 0.9]}
         Path(name, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
 
@@ -41,8 +42,14 @@ def test_two_results_of_fine_tuning_are_compared(capsys):
 
 def test_pretraining_runs_are_plotted(capsys):
     main("plot", ["p", "q", "--output_dir", "new/runs", "--unigram_entropy", "3.5"])
-    files = [f"new/runs/{name}.png" for name in ("loss", "throughput", "leaves")]
-    assert capsys.readouterr().out.split() == files and all(map(is_png, files))
+    files = [f"new/runs/{name}.png" for name in ("loss", "accuracy", "throughput", "leaves")]
+    out = capsys.readouterr().out.splitlines()
+    assert out[:4] == files and all(map(is_png, files))
+    assert out[4:] == [
+        "| run | minutes | millions of tokens | validation loss, nats | accuracy |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {name} | 1.5 | 0.0 | 2.900 | 25.0% |" for name in ("p", "q")),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from ultrafastbert.pretraining.curves import plot_runs
+from ultrafastbert.pretraining.curves import plot_runs, tabulate_runs
 from ultrafastbert.runs.reporter import Reporter, read_metrics
 from ultrafastbert.utils import progress
 
@@ -15,7 +15,8 @@ from ultrafastbert.utils import progress
 def write_metrics(directory, steps=(1, 2, 3)):
     directory.mkdir(exist_ok=True)
     lines = [
-        {"step": s, "tokens": 1000 * s, "loss": 3 / s, "tokens_per_second": 50.0, "validation_loss": 4 / s}
+        {"step": s, "tokens": 1000 * s, "seconds": 60.0 * s, "loss": 3 / s, "tokens_per_second": 50.0}
+        | {"validation_loss": 4 / s, "validation_accuracy": 0.5}
         for s in steps
     ]
     lines[-1] |= {"loss": None, "leaf_entropy": [0.5, 0.7], "leaves_used": [0.9, 1.0]}
@@ -58,10 +59,17 @@ def test_lines_that_did_not_fit_on_the_disk_are_written_later(tmp_path, monkeypa
 def test_plots_are_png_files(tmp_path):
     runs = {"a": write_metrics(tmp_path / "a"), "b": write_metrics(tmp_path / "b")}
     files = plot_runs(runs, tmp_path / "plots", unigram_entropy=3.0)
-    assert [file.name for file in files] == ["loss.png", "throughput.png", "leaves.png"]
+    assert [file.name for file in files] == ["loss.png", "accuracy.png", "throughput.png", "leaves.png"]
     for file in files:
         signature, width, height = struct.unpack(">8s8xII", file.read_bytes()[:24])
         assert signature == b"\x89PNG\r\n\x1a\n" and width > 500 and height > 300
+
+
+@pytest.mark.parametrize("steps, minutes", [(3, [1, 2, 3]), (12, range(1, 13)), (37, [4, 7, 10, *range(13, 38, 3)])])
+def test_a_table_of_many_validations_has_the_last_and_others_evenly_spaced(tmp_path, steps, minutes):
+    run = write_metrics(tmp_path / "run", range(1, steps + 1))
+    rows = tabulate_runs({"name": run}).splitlines()[2:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| name", f"{minute}.0"] for minute in minutes]
 
 
 def test_a_run_without_metrics_is_named(tmp_path):

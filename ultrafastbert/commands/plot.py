@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ultrafastbert.finetuning.comparison import compare_results, draw_comparison, read_result, render_comparison
 from ultrafastbert.finetuning.schema import RESULTS
-from ultrafastbert.pretraining.curves import plot_runs
+from ultrafastbert.pretraining.curves import plot_runs, tabulate_runs
 from ultrafastbert.utils.errors import UserError
 
 
@@ -21,13 +21,13 @@ class PlotArguments:
         }
     )
     output_dir: str = "plots"
-    """Directory of the figures: loss.png, throughput.png and leaves.png, or compare_glue.png."""
+    """Directory of the figures: loss.png, accuracy.png, throughput.png and leaves.png, or compare_glue.png."""
     unigram_entropy: float | None = None
     """Entropy of the training tokens, which `pretrain` prints, to draw as a line. [nats; null: no line]"""
 
 
 def plot(arguments: PlotArguments) -> None:
-    """Writes the figures and prints their paths, and prints the table that compares results of fine-tuning.
+    """Writes the figures, prints their paths, and prints a table of the validations or of the comparison.
 
     Raises:
         UserError: a path is neither a pretraining run nor a result of fine-tuning, there are both, or not two results,
@@ -41,10 +41,10 @@ def plot(arguments: PlotArguments) -> None:
     if len(named) < len(runs):
         raise UserError(f"runs is {arguments.runs}; the last parts of the paths should be different")
     try:
-        files = plot_runs(named, output, arguments.unigram_entropy)
+        files, table = plot_runs(named, output, arguments.unigram_entropy), tabulate_runs(named)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    print(*files, sep="\n")
+    print(*files, table, sep="\n")
 
 
 def _compare(runs: list[Path], output: Path) -> None:

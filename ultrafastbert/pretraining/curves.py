@@ -1,4 +1,4 @@
-"""Plots of pretraining runs as PNG, from their metrics."""
+"""Plots and a table of pretraining runs, from their metrics."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ultrafastbert.runs.directory import METRICS
 from ultrafastbert.runs.reporter import read_metrics
 from ultrafastbert.utils.figures import new_figure, save_figure
+from ultrafastbert.utils.tables import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,9 @@ Metrics = dict[str, list[dict[str, Any]]]
 
 
 def plot_runs(runs: dict[str, Path], directory: Path, unigram_entropy: float | None = None) -> list[Path]:
-    """Draws `loss.png`, `throughput.png` and, if there are trees, `leaves.png`; returns the files.
+    """Draws `loss.png`, `accuracy.png`, `throughput.png` and, if there are trees, `leaves.png`; returns the files.
+
+    There is no `accuracy.png` before the first validation.
 
     Args:
         runs: the directory of each run, by its name in the legend.
@@ -28,16 +31,39 @@ def plot_runs(runs: dict[str, Path], directory: Path, unigram_entropy: float | N
     Raises:
         ValueError: a run has no metrics.
     """
-    metrics = {}
-    for name, run in runs.items():
-        metrics[name] = read_metrics(run / METRICS)
-        if not metrics[name]:
-            raise ValueError(f"{run / METRICS} has no metrics; it should be the file of a pretraining run")
+    metrics = _read(runs)
     files = [_draw_loss(metrics, directory / "loss.png", unigram_entropy)]
+    if any("validation_accuracy" in line for lines in metrics.values() for line in lines):
+        files.append(_draw_accuracy(metrics, directory / "accuracy.png"))
     files.append(_draw_throughput(metrics, directory / "throughput.png"))
     if any("leaf_entropy" in line for lines in metrics.values() for line in lines):
         files.append(_draw_leaves(metrics, directory / "leaves.png"))
     return files
+
+
+def tabulate_runs(runs: dict[str, Path], rows: int = 12) -> str:
+    """A Markdown table of the validations of each run, by its name; of more than `rows`, that many evenly spaced.
+
+    Raises:
+        ValueError: a run has no metrics.
+    """
+    table = []
+    for name, lines in _read(runs).items():
+        validations = [line for line in lines if "validation_loss" in line]
+        last = len(validations) - 1
+        chosen = sorted({round(last * (row + 1) / rows) for row in range(rows)}) if last >= rows else range(last + 1)
+        for line in (validations[index] for index in chosen):
+            loss, accuracy = f"{line['validation_loss']:.3f}", f"{line['validation_accuracy']:.1%}"
+            table.append([name, f"{line['seconds'] / 60:.1f}", f"{line['tokens'] / 1e6:.1f}", loss, accuracy])
+    return markdown_table(["run", "minutes", "millions of tokens", "validation loss, nats", "accuracy"], table)
+
+
+def _read(runs: dict[str, Path]) -> Metrics:
+    metrics = {name: read_metrics(run / METRICS) for name, run in runs.items()}
+    for name, run in runs.items():
+        if not metrics[name]:
+            raise ValueError(f"{run / METRICS} has no metrics; it should be the file of a pretraining run")
+    return metrics
 
 
 def _draw_loss(metrics: Metrics, path: Path, unigram_entropy: float | None) -> Path:
@@ -49,6 +75,19 @@ def _draw_loss(metrics: Metrics, path: Path, unigram_entropy: float | None) -> P
         axes.plot(*validation, color=color, marker="o", markersize=3, label=f"{name}, validation")
     if unigram_entropy is not None:
         axes.axhline(unigram_entropy, color="grey", linestyle="--", label="unigram entropy of the data")
+    return _save(figure, axes, path)
+
+
+def _draw_accuracy(metrics: Metrics, path: Path) -> Path:
+    figure, axes = _new_plot("masked tokens predicted correctly, validation (%)")
+    axes.set_xlabel("minutes of training")
+    for name, lines in metrics.items():
+        lines = [line for line in lines if "validation_accuracy" in line]
+        minutes, accuracies = ([line[key] for line in lines] for key in ("seconds", "validation_accuracy"))
+        axes.plot(
+            [value / 60 for value in minutes], [100 * value for value in accuracies], marker="o", markersize=3, label=name
+        )
+    axes.set_ylim(bottom=0)
     return _save(figure, axes, path)
 
 

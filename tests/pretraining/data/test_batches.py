@@ -1,11 +1,13 @@
 """The order of sequences: every sequence once an epoch, however many are read at a time."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultrafastbert.pretraining.data.batches import SequenceOrder
+from ultrafastbert.pretraining.data.batches import MaskedBatches, SequenceOrder
+from ultrafastbert.pretraining.data.prepare import prepare
 
 SEQUENCES = np.arange(13, dtype=np.uint16)[:, None].repeat(3, axis=1)  # sequence i is i, i, i
 
@@ -38,3 +40,11 @@ def test_reading_in_pieces_gives_the_same_sequences(start, counts):
 
 def test_without_shuffling_the_order_is_that_of_the_file():
     assert SequenceOrder(SEQUENCES, seed=3, shuffle=False).read(11, 4)[:, 0].tolist() == [11, 12, 0, 1]
+
+
+@pytest.mark.parametrize("fraction, masks", [(None, 8), (0.125, 4)])
+def test_validation_may_mask_another_fraction(make_arguments, fraction, masks):
+    arguments = make_arguments(mask_probability=0.25, eval_mask_probability=fraction)
+    batches = MaskedBatches(arguments, prepare(arguments.data), torch.device("cpu"))
+    assert batches.read(0).masked_positions.shape == (4, 8)  # of the 32 tokens of a sequence
+    assert batches.validation_masker(batches.validation, 0).masked_positions.shape == (16, masks)

@@ -61,8 +61,10 @@ class MaskedBatches:
         # Sequences that were ordered on purpose are trained on in that order.
         shuffle = data.manifest["request"]["options"]["order"] == "source"
         self.order = SequenceOrder(data.train, seed, shuffle)
-        of_data = (train.mask_probability, data.vocab_size, data.special_token_ids)
-        self.masker, self.validation_masker = (Masker(*of_data, number, device) for number in (seed, seed + 1))
+        of_data = (data.vocab_size, data.special_token_ids)
+        in_validation = train.eval_mask_probability or train.mask_probability
+        self.masker = Masker(train.mask_probability, *of_data, seed, device)
+        self.validation_masker = Masker(in_validation, *of_data, seed + 1, device)
         count = min(train.eval_sequences, len(data.validation))
         self.validation = SequenceOrder(data.validation, seed=0).read(0, count)
 
