@@ -427,6 +427,21 @@ def test_the_seed_determines_the_model():
     )
 
 
+@pytest.mark.parametrize("feedforward", ["fff", "dense"])
+def test_outputs_of_layers_can_start_at_zero(feedforward, tmp_path):
+    model = UltraFastBertForMaskedLM(tiny(feedforward=feedforward, zero_init_outputs=True))
+    for layer in model.model.layers:
+        outputs = [layer.attention.o_proj.weight]
+        outputs += [layer.feedforward.down_proj.weight] if feedforward == "dense" else []
+        for weight in outputs:
+            assert not weight.any()
+            torch.nn.init.normal_(weight)
+        assert layer.attention.qkv_proj.weight.all()
+    model.save_pretrained(tmp_path)  # trained weights are loaded, not reset
+    loaded = UltraFastBertForMaskedLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("options", ARCHITECTURES)
 def test_initialisation_from_the_meta_device(options):
     with torch.device("meta"):

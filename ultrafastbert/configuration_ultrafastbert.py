@@ -41,6 +41,9 @@ class UltraFastBertConfig(PreTrainedConfig):
         layer_norm_eps: epsilon of all layer norms.
         initializer_range: standard deviation of the normal initialisation of embeddings and linear layers; for trees
             see `FFF.reset_parameters`.
+        zero_init_outputs: whether the matrices whose output is added to the hidden states, `o_proj` of attention and
+            `down_proj` of dense layers, start at zero, so that a layer starts as (almost) the identity (arXiv
+            2203.03466, appendix D.2). Trees start with small output weights in any case.
         pad_token_id: id of the padding token, whose embedding starts at zero and gets no gradient as an input; None
             if there is none.
         tie_word_embeddings: whether the masked-LM decoder has the weight of the token embedding.
@@ -75,6 +78,7 @@ class UltraFastBertConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    zero_init_outputs: bool = False
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     classifier_pooling: Literal["cls", "mean"] = "cls"

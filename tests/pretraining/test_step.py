@@ -11,6 +11,7 @@ from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker
 from ultrafastbert.pretraining.step import TrainingStep, to_device
+from ultrafastbert.runs.optimizer import build_optimizer
 
 
 @pytest.fixture
@@ -83,6 +84,25 @@ def test_an_update_clips_applies_and_clears(model):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_muon_updates_the_matrices_of_layers_and_adamw_the_rest(model):
+    step = prepare(model, optimizer="muon", lr=1e-3, muon_lr=0.05, weight_decay=0.1)
+    twin = copy.deepcopy(model)
+    loss = step.accumulate(batch())
+    for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+        other.grad = parameter.grad.clone()
+    torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+    matrices = [
+        layer.attention.get_parameter(f"{n}.weight") for layer in twin.model.layers for n in ("qkv_proj", "o_proj")
+    ]
+    torch.optim.Muon(matrices, lr=0.025, weight_decay=0.1).step()  # half of its peak, as AdamW's
+    for parameter in matrices:
+        parameter.grad = None
+    build_optimizer(twin, lr=5e-4, betas=(0.9, 0.98), eps=1e-12, weight_decay=0.1).step()
+
+    step.update(loss, lr=5e-4)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-6, atol=1e-7)
+
+
 class NoWaiting(TorchDispatchMode):
     """Fails at operations for which the host waits for a GPU: reading a number, results of data-dependent shape."""
 
@@ -92,8 +112,9 @@ class NoWaiting(TorchDispatchMode):
         return operator(*arguments, **(options or {}))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("backend", ["blocked", "dense"])
-def test_the_host_does_not_wait_in_a_step(backend):
+def test_the_host_does_not_wait_in_a_step(backend, optimizer):
     torch.manual_seed(0)
     config = UltraFastBertConfig(
         vocab_size=40,
@@ -109,7 +130,7 @@ def test_the_host_does_not_wait_in_a_step(backend):
     for layer in model.modules():
         if isinstance(layer, FFF):
             layer.backend = backend
-    step = prepare(model, in_bf16=True)
+    step = prepare(model, in_bf16=True, optimizer=optimizer)
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     masker = Masker(0.25, 40, special, seed=0)
     sequences = torch.randint(5, 40, (3, 16))
@@ -122,19 +143,22 @@ def test_the_host_does_not_wait_in_a_step(backend):
         values[0].item()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("spoil_gradient", [True, False])
-def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(model, spoil_gradient):
-    step = prepare(model)
+def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(model, spoil_gradient, optimizer):
+    step = prepare(model, optimizer=optimizer)
     step.update(step.accumulate(batch()), lr=1e-3)  # the optimiser has a state now
     before = copy.deepcopy(model.state_dict())
     loss = step.accumulate(batch())
     if spoil_gradient:
         model.decoder.weight.grad[3, 4] = torch.inf
-    state = copy.deepcopy(step.optimizer.state_dict())
+    states = [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in step.optimizers]
     value, norm = step.update(loss if spoil_gradient else loss * torch.nan, lr=1e-3).tolist()
     assert norm == torch.inf if spoil_gradient else value != value
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    torch.testing.assert_close(step.optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
+    for optimizer, state in zip(step.optimizers, states, strict=True):
+        assert state
+        torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -42,6 +42,9 @@ class ModelArguments:
     initializer_range: float = 0.02
     """Standard deviation of the initial weights of embeddings and linear layers. 0.02 suits width 768; a narrow
     encoder learns faster from about 1/sqrt(hidden_size)."""
+    zero_init_outputs: bool = False
+    """Whether the matrices of attention and of dense layers whose output is added to the hidden states start at
+    zero."""
     dropout: float = 0.0
     """Probability of dropout everywhere in the encoder, during pretraining. [0 to 1]"""
 
@@ -81,8 +84,13 @@ class TrainArguments:
     """Budget of optimiser steps. [steps; null: no such budget]"""
     max_tokens: int | None = None
     """Budget of tokens seen. [tokens; null: no such budget]"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: AdamW for all parameters; muon: Muon for the matrices of attention and of dense layers, and AdamW for
+    the others, trees included."""
     lr: float = 1e-3
-    """Learning rate at its peak."""
+    """AdamW's learning rate at its peak."""
+    muon_lr: float = 0.02
+    """Muon's learning rate at its peak; used with optimizer muon only."""
     lr_peak: float = 0.5
     """Where the triangular one-cycle schedule peaks; it rises from zero and falls to zero. [fraction of the budget,
     0 to 1]"""
@@ -91,7 +99,7 @@ class TrainArguments:
     eps: float = 1e-12
     """AdamW's epsilon."""
     weight_decay: float = 0.01
-    """AdamW's weight decay; norms, biases and scales have none."""
+    """Weight decay of both optimisers; norms, biases and scales have none."""
     max_grad_norm: float = 0.5
     """Gradients with a larger norm are scaled down to this norm."""
     batch_size: int = 8192
@@ -135,7 +143,10 @@ class TrainArguments:
         steps = ("log_every", "eval_every", "checkpoint_every", "max_skipped_steps")
         sizes = ("batch_size", "micro_batch_size", "eval_sequences", "keep_checkpoints")
         for rule, names in (
-            (POSITIVE, ("budget_hours", "max_steps", "max_tokens", "lr", "eps", "max_grad_norm", *steps, *sizes)),
+            (
+                POSITIVE,
+                ("budget_hours", "max_steps", "max_tokens", "lr", "muon_lr", "eps", "max_grad_norm", *steps, *sizes),
+            ),
             (FRACTION, ("lr_peak", "batch_ramp")),
             (MASK_PROBABILITY, ("mask_probability", "eval_mask_probability")),
             (NOT_NEGATIVE, ("weight_decay",)),

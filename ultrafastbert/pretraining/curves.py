@@ -85,7 +85,11 @@ def _draw_accuracy(metrics: Metrics, path: Path) -> Path:
         lines = [line for line in lines if "validation_accuracy" in line]
         minutes, accuracies = ([line[key] for line in lines] for key in ("seconds", "validation_accuracy"))
         axes.plot(
-            [value / 60 for value in minutes], [100 * value for value in accuracies], marker="o", markersize=3, label=name
+            [value / 60 for value in minutes],
+            [100 * value for value in accuracies],
+            marker="o",
+            markersize=3,
+            label=name,
         )
     axes.set_ylim(bottom=0)
     return _save(figure, axes, path)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch
-from ultrafastbert.runs.optimizer import build_optimizer
+from ultrafastbert.runs.optimizer import Muon, build_optimizer, layer_matrices
 
 
 class TrainingStep:
@@ -39,8 +40,13 @@ class TrainingStep:
         device = accelerator.device
         if train.compile or (train.compile is None and device.type == "cuda"):
             model.compile()
-        optimizer = build_optimizer(model, train.lr, train.betas, train.eps, train.weight_decay)
-        self.wrapped_model, self.optimizer = accelerator.prepare(model, optimizer)
+        matrices = layer_matrices(model.model.layers) if train.optimizer == "muon" else []
+        options = (train.lr, train.betas, train.eps, train.weight_decay)
+        optimizers: list[Optimizer] = [build_optimizer(model, *options, others=set(matrices))]
+        if matrices:
+            optimizers.append(Muon(matrices, lr=train.muon_lr, weight_decay=train.weight_decay))
+        self.lr_ratios = (1.0, train.muon_lr / train.lr)[: len(optimizers)]
+        self.wrapped_model, *self.optimizers = accelerator.prepare(model, *optimizers)
         model.train()
         self.in_bf16 = in_bf16
         self.autocast: Callable[[], AbstractContextManager] = functools.partial(
@@ -75,26 +81,29 @@ class TrainingStep:
 
         Args:
             loss: of the step in this process.
-            lr: the learning rate.
+            lr: the learning rate of AdamW; that of Muon is as large a part of its peak.
 
         Returns:
             float32 `(2,)` on the device: the loss, averaged over the processes, and the norm of the gradients before
             clipping. If either is not finite, weights and optimiser state are unchanged.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         mean_loss: Any = self.accelerator.reduce(loss, "mean")  # tensors both
         values = torch.stack([mean_loss.float(), norm.float()])
-        # The fused optimiser reads this on the device, as for gradient scalers; an `if` would make the host wait.
-        self.optimizer.optimizer.found_inf = (~values.isfinite().all()).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        found_inf = (~values.isfinite().all()).float()
+        for optimizer, ratio in zip(self.optimizers, self.lr_ratios, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * ratio
+            # Optimisers read this on the device, as for gradient scalers; an `if` would make the host wait.
+            optimizer.optimizer.found_inf = found_inf
+            optimizer.step()
+            optimizer.zero_grad()
         return values
 
     def discard(self) -> None:
         """Clears the gradients that were accumulated."""
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
 
     def release(self) -> None:
         """Frees the optimiser and the data-parallel wrapper; there can be no further steps.
@@ -102,7 +111,7 @@ class TrainingStep:
         The wrapper must be freed before the process group: as the last owner of the group it would join a thread that
         may be waiting for the interpreter.
         """
-        del self.wrapped_model, self.optimizer
+        del self.wrapped_model, self.optimizers
         self.accelerator.free_memory()
 
 

@@ -28,8 +28,8 @@ def uses_bf16(precision: str, device: torch.device, width: int | None = None) ->
 def _cpu_is_faster_in_bf16(width: int, tokens: int = 1024) -> bool:
     """Times passes through a linear layer, conversions included.
 
-    Flags of the processor do not tell: some that have bfloat16 instructions gain little, and on others PyTorch emulates
-    them at a fraction of the speed.
+    Flags of the processor do not tell: some that have bfloat16 instructions gain little, and on others PyTorch
+    emulates them at a fraction of the speed.
     """
     generator = torch.Generator().manual_seed(0)  # training's random numbers stay as they are
     weight = torch.randn(3 * width, width, generator=generator).requires_grad_()

@@ -54,9 +54,7 @@ def read(tmp_path, arguments_for):
 
     def read(source, **options):
         return [
-            text.strip()
-            for found in found_by(arguments_for(source, **options))
-            for text, _ in found.texts(tmp_path)
+            text.strip() for found in found_by(arguments_for(source, **options)) for text, _ in found.texts(tmp_path)
         ]
 
     return read

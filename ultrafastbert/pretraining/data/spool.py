@@ -32,7 +32,7 @@ class Spool:
         self.records = np.empty(0, RECORD)
 
     def append(self, text: str, validation: bool = False) -> None:
-        """Adds a text, of a validation source or not. Half surrogate pairs, which no tokenizer accepts, are dropped."""
+        """Adds a text, of a validation source or not. Half surrogate pairs, which tokenizers refuse, are dropped."""
         encoded = text.encode("utf-8", "ignore")
         digest = hashlib.blake2b(encoded, digest_size=16).digest()
         self._texts.write(encoded)
