@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ultrafastbert.pretraining.arguments import TrainArguments
-from ultrafastbert.pretraining.schedule import Progress, micro_batches, triangle
+from ultrafastbert.pretraining.schedule import Progress, mask_probability, micro_batches, triangle
 
 
 def test_triangle_rises_to_its_peak_and_falls_to_zero():
@@ -42,6 +42,24 @@ def test_batch_grows_to_its_target():
         3,
     ]  # 120 sequences: rounded up
     assert micro_batches(0, TrainArguments(max_steps=1, batch_size=100, micro_batch_size=10, batch_ramp=0)) == 10
+
+
+def test_the_mask_probability_changes_in_steps():
+    train = TrainArguments(max_steps=1, mask_probability=0.3, final_mask_probability=0.15)
+    fractions = [index / 100 for index in range(101)]
+    values = [mask_probability(fraction, train) for fraction in fractions]
+    assert values[0] == 0.3 and values[-1] == 0.15 and values == sorted(values, reverse=True)
+    assert len(set(values)) == 7
+    for fraction, value in zip(fractions, values, strict=True):
+        assert value == pytest.approx(0.3 - 0.15 * fraction, abs=0.0126)
+    train = TrainArguments(max_steps=1, mask_probability=0.26)
+    assert {mask_probability(fraction, train) for fraction in fractions} == {0.26}
+
+
+@given(st.floats(0, 1), st.floats(0.01, 0.5), st.floats(0.01, 0.5))
+def test_the_mask_probability_stays_between_first_and_last(fraction, first, last):
+    train = TrainArguments(max_steps=1, mask_probability=first, final_mask_probability=last)
+    assert min(first, last) <= mask_probability(fraction, train) <= max(first, last)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted))

@@ -114,9 +114,12 @@ class TrainArguments:
     mask_probability: float = 0.25
     """Tokens of each sequence that are predicted; the same number in every sequence. [fraction of the sequence, up to
     0.5]"""
+    final_mask_probability: float | None = None
+    """The same at the end of the budget; between, the value changes linearly, in steps of 0.025. [null:
+    mask_probability, throughout]"""
     eval_mask_probability: float | None = None
-    """The same in validation. With fewer masks there is more context to predict from, so that loss and accuracy are
-    comparable only at the same value. [null: mask_probability]"""
+    """That of validation. With fewer masks there is more context to predict from, so that loss and accuracy are
+    comparable only at the same value. [null: mask_probability, throughout]"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of forward and backward passes; weights and optimiser are float32. auto: bf16 on a GPU that has
     it, and on a CPU that is faster in it (a linear layer is timed at the start of the run), else fp32."""
@@ -148,7 +151,7 @@ class TrainArguments:
                 ("budget_hours", "max_steps", "max_tokens", "lr", "muon_lr", "eps", "max_grad_norm", *steps, *sizes),
             ),
             (FRACTION, ("lr_peak", "batch_ramp")),
-            (MASK_PROBABILITY, ("mask_probability", "eval_mask_probability")),
+            (MASK_PROBABILITY, ("mask_probability", "final_mask_probability", "eval_mask_probability")),
             (NOT_NEGATIVE, ("weight_decay",)),
             (BETAS, ("betas",)),
         ):

@@ -13,7 +13,7 @@ from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.evaluation import Evaluation
 from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.in_flight import StepResult
-from ultrafastbert.pretraining.schedule import Progress
+from ultrafastbert.pretraining.schedule import Progress, mask_probability
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.runs.directory import METRICS, PLOTS
 from ultrafastbert.runs.reporter import Reporter
@@ -76,7 +76,8 @@ class PretrainingReporter(Reporter):
         length, processes = self.data.sequence_length, self.accelerator.num_processes
         metrics = summarize(self.results, length)
         sequences = metrics["tokens_per_second"] / length / processes
-        masked = masks_per_sequence(length, self.train.mask_probability)
+        fraction = self.results[-1].position["budget_fraction"]
+        masked = masks_per_sequence(length, mask_probability(fraction, self.train))
         config: Any = self.step.model.config  # not a tensor
         flops = training_flops(config, sequences, length, masked)
         dtype = torch.bfloat16 if self.step.in_bf16 else torch.float32

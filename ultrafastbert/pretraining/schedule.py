@@ -59,6 +59,19 @@ def triangle(fraction: float, peak: float) -> float:
     return (1 - fraction) / (1 - peak) if peak < 1 else 1.0
 
 
+def mask_probability(fraction: float, train: TrainArguments) -> float:
+    """The fraction of the tokens to predict, when this fraction of the budget is spent.
+
+    It changes linearly from `train.mask_probability` to `train.final_mask_probability`. Between them it is a multiple of
+    0.025, because a compiled model is compiled again for each number of masks.
+    """
+    first, last = train.mask_probability, train.final_mask_probability
+    if last is None or fraction == 0:
+        return first
+    value = round(round((first + (last - first) * fraction) / 0.025) * 0.025, 3)
+    return min(max(value, min(first, last)), max(first, last))
+
+
 def micro_batches(fraction: float, train: TrainArguments, processes: int = 1) -> int:
     """Micro-batches that each process accumulates into one optimiser step, at least 1.
 

@@ -30,7 +30,7 @@ from ultrafastbert.pretraining.data.prepare import prepare
 from ultrafastbert.pretraining.evaluation import Evaluation, evaluate
 from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.reporting import PretrainingReporter
-from ultrafastbert.pretraining.schedule import Progress, micro_batches, triangle
+from ultrafastbert.pretraining.schedule import Progress, mask_probability, micro_batches, triangle
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.runs.checkpoints import CheckpointError, find_checkpoint
 from ultrafastbert.runs.directory import CHECKPOINTS, FINAL, check_disk, find_start, move_aside, open_run_directory
@@ -138,14 +138,14 @@ class Trainer:
         start = time.monotonic()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count, size = micro_batches(fraction, self.train, processes), self.train.micro_batch_size
-        lr = self.train.lr * triangle(fraction, self.train.lr_peak)
+        lr, masked = self.train.lr * triangle(fraction, self.train.lr_peak), mask_probability(fraction, self.train)
 
         loss = torch.zeros((), device=self.accelerator.device)
         for index in range(count):
             if self._is_interrupted(interrupt, first=index == 0):
                 self.step.discard()
                 return False
-            batch = self.batches.read(self.progress.sequences + (index * processes + rank) * size)
+            batch = self.batches.read(self.progress.sequences + (index * processes + rank) * size, masked)
             loss += self.step.accumulate(batch, count, last=index == count - 1)
         values = self.step.update(loss, lr)
 

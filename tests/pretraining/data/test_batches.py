@@ -46,5 +46,5 @@ def test_without_shuffling_the_order_is_that_of_the_file():
 def test_validation_may_mask_another_fraction(make_arguments, fraction, masks):
     arguments = make_arguments(mask_probability=0.25, eval_mask_probability=fraction)
     batches = MaskedBatches(arguments, prepare(arguments.data), torch.device("cpu"))
-    assert batches.read(0).masked_positions.shape == (4, 8)  # of the 32 tokens of a sequence
+    assert batches.read(0, 0.25).masked_positions.shape == (4, 8)  # of the 32 tokens of a sequence
     assert batches.validation_masker(batches.validation, 0).masked_positions.shape == (16, masks)

@@ -48,7 +48,8 @@ class SequenceOrder:
 class MaskedBatches:
     """Training data as masked micro-batches, and the sequences for validation.
 
-    Order and masks are functions of the seed and of the position in the data, so there is no state to save.
+    Order and masks are functions of the seed, of the position in the data and of the fraction that is masked, so there
+    is no state to save.
 
     Attributes:
         validation: int64 `(sequences, sequence_length)` in the host's memory, the same in every run on this data.
@@ -68,6 +69,7 @@ class MaskedBatches:
         count = min(train.eval_sequences, len(data.validation))
         self.validation = SequenceOrder(data.validation, seed=0).read(0, count)
 
-    def read(self, place: int) -> MaskedBatch:
-        """The micro-batch that starts at sequence `place` of the training data's order."""
+    def read(self, place: int, mask_probability: float) -> MaskedBatch:
+        """The micro-batch that starts at sequence `place` of the training data's order, with this fraction masked."""
+        self.masker.fraction = mask_probability
         return self.masker(to_device(self.order.read(place, self.size), self.device), place)
