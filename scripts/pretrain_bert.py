@@ -2,10 +2,10 @@
 
     python scripts/pretrain_bert.py --config configs/two-cores.yaml --data.source books.txt --output_dir out/bert
 
-Data, tokenizer, width, layers, heads, budget, validation and seed are those of the configuration. Everything else is the
-default of transformers: BertForMaskedLM with absolute positions, feedforward layers of four times the width and dropout;
-Trainer's AdamW, learning rate and batch size; 15 % of the tokens masked by its collator. The learning rate falls linearly
-to zero over the budget, as by default it does over the steps. `ultrafastbert plot` compares the run with others.
+Data, tokenizer, width, layers, heads, budget, validation and seed are those of the configuration. Everything else is
+the default of transformers: BertForMaskedLM with absolute positions, feedforward layers of four times the width and
+dropout; Trainer's AdamW, learning rate and batch size; 15 % of the tokens masked by its collator. The learning rate
+falls linearly to zero over the budget, as by default it does over the steps. `ultrafastbert plot` compares runs.
 """
 
 import json

@@ -62,8 +62,8 @@ def triangle(fraction: float, peak: float) -> float:
 def mask_probability(fraction: float, train: TrainArguments) -> float:
     """The fraction of the tokens to predict, when this fraction of the budget is spent.
 
-    It changes linearly from `train.mask_probability` to `train.final_mask_probability`. Between them it is a multiple of
-    0.025, because a compiled model is compiled again for each number of masks.
+    It changes linearly from `train.mask_probability` to `train.final_mask_probability`. Between them it is a multiple
+    of 0.025, because a compiled model is compiled again for each number of masks.
     """
     first, last = train.mask_probability, train.final_mask_probability
     if last is None or fraction == 0:
