@@ -1,0 +1,66 @@
+"""The comparison with transformers' BERT under Trainer trains on the same data and validates at the same masks."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from ultrafastbert.pretraining.data.prepare import prepare
+from ultrafastbert.pretraining.evaluation import evaluate
+from ultrafastbert.runs.reporter import read_metrics
+from ultrafastbert.utils.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_bert.py"
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("pretrain_bert", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments_of(script, make_arguments, **train):
+    given = make_arguments(**train)
+    return script.BertArguments(given.model, given.data, given.train, given.output_dir)
+
+
+def test_bert_trains_until_its_time_is_over_and_is_saved(script, make_arguments, tmp_path):
+    arguments = arguments_of(script, make_arguments, budget_hours=3 / 3600)
+    script.main(arguments)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[-1]["budget_fraction"] == 1 and 1 <= len(lines) <= script.EVALUATIONS
+    assert lines[-1]["tokens"] == 8 * 32 * lines[-1]["step"]
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "final")
+    assert model.config.model_type == "bert" and model.config.intermediate_size == 4 * model.config.hidden_size
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "final").mask_token == "[MASK]"
+
+    loss, accuracy = script.Clock(arguments, prepare(arguments.data), 1.0).evaluate(model)
+    assert (loss, accuracy) == pytest.approx((lines[-1]["validation_loss"], lines[-1]["validation_accuracy"]))
+    with pytest.raises(UserError, match="is of an earlier run"):
+        script.main(arguments)
+
+
+def test_it_validates_as_pretraining_does(script, make_arguments, small_model):
+    """The same model gets the same loss and accuracy from both."""
+    arguments = arguments_of(script, make_arguments, budget_hours=1, eval_mask_probability=0.15)
+    clock = script.Clock(arguments, prepare(arguments.data), 1.0)
+    model = AutoModelForMaskedLM.from_pretrained(small_model)
+
+    class Step:
+        """What `evaluate` uses of a training step."""
+
+        def __init__(self):
+            self.model, self.accelerator, self.autocast = model, Accelerator(cpu=True), torch.no_grad
+
+    expected = evaluate(Step(), clock.batches.validation, clock.batches.validation_masker, clock.size)
+    assert clock.evaluate(model) == pytest.approx((expected.loss, expected.accuracy))
+
+
+def test_a_budget_of_steps_is_refused(script, make_arguments):
+    with pytest.raises(UserError, match="train.budget_hours is None"):
+        script.main(arguments_of(script, make_arguments, budget_hours=None))
