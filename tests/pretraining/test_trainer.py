@@ -99,19 +99,28 @@ def sigint():
 
 
 @pytest.mark.usefixtures("sigint")
-@pytest.mark.parametrize("fff", ["1x5", "dense-32"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fff": "1x5"},
+        {"fff": "dense-32"},
+        {"fff": "1x5", "optimizer": "muon", "mask_probability": 0.3, "final_mask_probability": 0.1},
+        {"fff": "dense-32", "optimizer": "muon", "precision": "bf16"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(make_arguments, tmp_path, monkeypatch, fff, number):
-    expected = pretrain(make_arguments(fff=fff, output_dir=tmp_path / "whole"))
+def test_a_run_stopped_by_a_signal_resumes_bit_for_bit(make_arguments, tmp_path, monkeypatch, options, number):
+    expected = pretrain(make_arguments(**options, output_dir=tmp_path / "whole"))
 
     handler = signal.getsignal(number)
     send_signal(monkeypatch, number)
     with pytest.raises(Interrupted, match="saved in .*step-") as stop:
-        pretrain(make_arguments(fff=fff))
+        pretrain(make_arguments(**options))
     assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handler
     monkeypatch.undo()
     assert not (tmp_path / "run" / "final").exists()
-    final = pretrain(make_arguments(fff=fff))
+    final = pretrain(make_arguments(**options))
     assert_same_weights(expected, final)
     assert_same_metrics(tmp_path / "whole", tmp_path / "run")
 
