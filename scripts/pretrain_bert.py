@@ -123,9 +123,8 @@ class TimedTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Linear in time in place of steps, whose number is not known in advance."""
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer, lambda _: 1 - self.clock.fraction()
-        )
+        chosen: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, lambda _: 1 - self.clock.fraction())
         return self.lr_scheduler
 
 

@@ -147,7 +147,7 @@ class UltraFastBertAttention(nn.Module):
         # One matrix for query, key and value: rows [q; k; v], each (heads, head_dim).
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.o_proj.starts_at_zero = config.zero_init_outputs
+        self.o_proj.starts_at_zero = config.zero_init_outputs  # pyright: ignore[reportArgumentType]
 
     def forward(
         self,
@@ -190,7 +190,7 @@ class UltraFastBertDense(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.down_proj.starts_at_zero = config.zero_init_outputs
+        self.down_proj.starts_at_zero = config.zero_init_outputs  # pyright: ignore[reportArgumentType]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(..., hidden)` -> `(..., hidden)`."""
@@ -240,7 +240,7 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if getattr(module, "starts_at_zero", False):
+        if isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
             return
         super()._init_weights(module)  # linear layers, embeddings and norms

@@ -40,7 +40,7 @@ class TrainingStep:
         device = accelerator.device
         if train.compile or (train.compile is None and device.type == "cuda"):
             model.compile()
-        matrices = layer_matrices(model.model.layers) if train.optimizer == "muon" else []
+        matrices = layer_matrices(model.get_submodule("model.layers")) if train.optimizer == "muon" else []
         options = (train.lr, train.betas, train.eps, train.weight_decay)
         optimizers: list[Optimizer] = [build_optimizer(model, *options, others=set(matrices))]
         if matrices:

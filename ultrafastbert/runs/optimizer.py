@@ -14,7 +14,7 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-    others: Container[nn.Parameter] = (),
+    others: Container[torch.Tensor] = (),
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `model`, those of `others` excepted, in the fused implementation.
 
@@ -35,7 +35,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def layer_matrices(layers: nn.Module) -> list[nn.Parameter]:
+def layer_matrices(layers: nn.Module) -> list[torch.Tensor]:
     """The trainable weights of the linear layers in `layers`, for Muon.
 
     Embeddings, decoders, norms, biases and trees, of which a token uses single rows, stay with AdamW.
