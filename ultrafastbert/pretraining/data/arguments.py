@@ -51,8 +51,8 @@ class DataArguments:
     """Fraction of the texts held out for validation, between 0 and 1. A hash of the text decides, so the split
     depends neither on order nor on chance. Ignored if `validation_source` is given."""
     validation_source: str | list[str] | None = None
-    """Text for validation, named as in `source`; a text that is also in `source` is not trained on. Default: a
-    fraction of the source's texts."""
+    """Text for validation, named as in `source`; with `deduplicate`, a text that is also in `source` is not trained
+    on. Default: a fraction of the source's texts."""
     cache_dir: str | None = None
     """Directory where prepared data is kept and found again. Default: `ultrafastbert` in $XDG_CACHE_HOME or
     ~/.cache."""
