@@ -26,7 +26,7 @@ HEADS = [
     UltraFastBertForQuestionAnswering,
 ]
 ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
-ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, ROTARY]
+ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
 
 
 def tiny(**options):
@@ -99,6 +99,14 @@ def test_pre_norm_layer_by_hand():
     x = x + attended @ layer.attention.o_proj.weight.T
     x = x + layer.feedforward(layer.feedforward_norm(x))
     torch.testing.assert_close(model(tokens()).last_hidden_state, model.final_norm(x))
+
+
+def test_a_layer_without_feedforward_is_attention_alone():
+    model = make(UltraFastBertModel, num_hidden_layers=1, num_attention_heads=1, feedforward="none")
+    layer, x = model.layers[0], model.embeddings(tokens(), None, torch.arange(9)[None])
+    attended, _ = layer.attention(layer.attention_norm(x))
+    torch.testing.assert_close(model(tokens()).last_hidden_state, model.final_norm(x + attended))
+    assert not [name for name in model.state_dict() if "feedforward" in name]
 
 
 def test_no_biases_in_attention_and_dense_projections():

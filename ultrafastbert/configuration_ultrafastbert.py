@@ -1,7 +1,8 @@
 """UltraFastBertConfig: the settings of an UltraFastBERT model, checked when it is created, loaded or saved.
 
 The size of the feedforward layers is written as in the paper, `TREESxDEPTH`: the default 1x11 is one tree of depth 11.
-`feedforward="dense"` gives the baseline, the same encoder with ordinary layers of `intermediate_size` neurons.
+`feedforward="dense"` gives the baseline, the same encoder with ordinary layers of `intermediate_size` neurons, and
+`feedforward="none"` the control, the same encoder without feedforward layers.
 """
 
 from typing import Literal
@@ -31,7 +32,8 @@ class UltraFastBertConfig(PreTrainedConfig):
             `"rotary"` positions, which rotate queries and keys (arXiv 2104.09864).
         rope_theta: base of the angles of rotary positions.
         decoder_bias: whether the masked-LM decoder has a bias.
-        feedforward: `"fff"` for fast feedforward trees, `"dense"` for an ordinary feedforward layer.
+        feedforward: `"fff"` for fast feedforward trees, `"dense"` for an ordinary feedforward layer, `"none"` for
+            no feedforward layer (nor its norm) at all.
         fff_depth: number of levels of a tree below its root; a token uses `fff_depth + 1` of the tree's
             `2**(fff_depth + 1) - 1` neurons.
         fff_trees: number of trees of a layer, evaluated in parallel; their outputs are added.
@@ -70,7 +72,7 @@ class UltraFastBertConfig(PreTrainedConfig):
     position_embedding: Literal["sinusoidal", "rotary"] = "sinusoidal"
     rope_theta: float | int = 10000.0
     decoder_bias: bool = False
-    feedforward: Literal["fff", "dense"] = "fff"
+    feedforward: Literal["fff", "dense", "none"] = "fff"
     fff_depth: int = 11
     fff_trees: int = 1
     intermediate_size: int = 3072

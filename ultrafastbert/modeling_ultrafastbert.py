@@ -3,7 +3,8 @@
 - The encoder is that of crammedBERT (Geiping & Goldstein, arXiv 2212.14034): token embeddings plus scaled sinusoidal
   positions, pre-norm layers, no biases in attention and dense projections, and a final norm. The masked-LM decoder is
   tied to the token embedding and has no head transform.
-- The feedforward layers are fast feedforward trees (Belcak & Wattenhofer, arXiv 2311.10770), or dense for comparison.
+- The feedforward layers are fast feedforward trees (Belcak & Wattenhofer, arXiv 2311.10770). For
+  comparison, they can be dense, or there can be none.
 - The masked-LM head optionally takes the positions to predict and computes logits only there. Shapes are then static,
   and the decoder costs a quarter when a quarter of the tokens is masked.
 - Padding on either side does not change the outputs of real tokens: positions are counted from the first real token of
@@ -204,10 +205,12 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = UltraFastBertAttention(config)
-        self.feedforward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feedforward = None
+        if config.feedforward != "none":
+            self.feedforward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         if config.feedforward == "fff":
             self.feedforward = FFF(config.hidden_size, config.fff_depth, trees=config.fff_trees)
-        else:
+        elif config.feedforward == "dense":
             self.feedforward = UltraFastBertDense(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -221,6 +224,8 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
         attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, position_embeddings, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
+        if self.feedforward is None:
+            return hidden_states
         return hidden_states + self.dropout(self.feedforward(self.feedforward_norm(hidden_states)))
 
 

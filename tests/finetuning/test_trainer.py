@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
 
 from tests.finetuning.helpers import task_data
 from ultrafastbert.finetuning.arguments import Recipe
@@ -104,6 +110,20 @@ def test_the_recipe_sets_every_dropout(small_model):
             config.attention_probs_dropout_prob,
             config.classifier_dropout,
         ) == expected
+
+
+def test_the_recipe_chooses_what_the_head_sees(small_model):
+    task = task_data().task
+    for pooling, expected in (("mean", "mean"), ("cls", "cls"), (None, "cls")):
+        model = load_model(small_model, task, Recipe(pooling=pooling), 0)[0]
+        assert model.config.classifier_pooling == model.pooler.pooling == expected
+
+
+def test_a_model_without_a_choice_of_pooling_is_refused(tmp_path):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForSequenceClassification(BertConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="pooling is mean; it should be null for .*, whose bert configuration has no"):
+        load_model(str(tmp_path), task_data().task, Recipe(pooling="mean"), 0)
 
 
 def test_pretrained_weights_are_kept_or_ignored(small_model):

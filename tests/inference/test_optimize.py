@@ -32,7 +32,7 @@ HEADS = [
     UltraFastBertForQuestionAnswering,
 ]
 ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
-ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, ROTARY]
+ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
 
 
 def make(model_class=UltraFastBertModel, **options):
@@ -78,7 +78,7 @@ def hidden(model, **inputs):
 
 
 @needs_native
-@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "dense", "rotary"])
+@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "dense", "none", "rotary"])
 @pytest.mark.parametrize(
     "settings, most",
     [

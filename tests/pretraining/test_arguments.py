@@ -31,6 +31,10 @@ def test_dense_sizes(neurons):
     assert (config.feedforward, config.intermediate_size) == ("dense", neurons)
 
 
+def test_no_feedforward_layers():
+    assert parse("--train.max_steps", "1", "--model.fff", "none").model.build_config(64, 16).feedforward == "none"
+
+
 PRETRAINING = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "glue.yaml")
 
 

@@ -75,7 +75,7 @@ def test_leaf_use_of_known_trees(model):
     assert leaves.counts[0].sum(1).tolist() == [64 * 16] * 2  # no counting outside of the context
 
 
-@pytest.mark.parametrize("fff", ["dense-8", "8x0"])
+@pytest.mark.parametrize("fff", ["dense-8", "8x0", "none"])
 def test_layers_without_decisions_are_not_counted(fff):
     arguments = ModelArguments(fff=fff, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     assert LeafCounter(UltraFastBertForMaskedLM(arguments.build_config(40, 16))).usage() == ([], [])

@@ -9,15 +9,16 @@ from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.utils.hardware import PEAKS
 
 
+@pytest.mark.parametrize("feedforward", ["dense", "none"])
 @pytest.mark.parametrize("layers, neurons, length", [(1, 24, 5), (3, 40, 16)])
-def test_the_arithmetic_of_a_dense_model_is_what_pytorch_counts(layers, neurons, length):
+def test_the_arithmetic_is_what_pytorch_counts(layers, neurons, length, feedforward):
     config = UltraFastBertConfig(
         vocab_size=50,
         hidden_size=16,
         num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=length,
-        feedforward="dense",
+        feedforward=feedforward,
         intermediate_size=neurons,
     )
     config._attn_implementation = "eager"  # whose products the counter knows

@@ -5,7 +5,7 @@ import pytest
 from ultrafastbert.utils.sizes import DenseSize, TreeSize, parse_size
 
 
-@pytest.mark.parametrize("text", ["1x11", "3072x0", "8x8", "dense-3072", "1x30"])
+@pytest.mark.parametrize("text", ["1x11", "3072x0", "8x8", "dense-3072", "1x30", "none"])
 def test_round_trip(text):
     assert str(parse_size(text)) == text
 
@@ -16,6 +16,7 @@ def test_numbers_of_the_paper():
     size = TreeSize(8, 8)
     assert (size.nodes, size.neurons, size.used) == (511, 4088, 72)
     assert DenseSize(3072).used == 3072
+    assert parse_size("none").neurons == parse_size("none").used == 0
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def _config_to_original(model: UltraFastBertPreTrainedModel) -> dict[str, Any]:
     config = model.config
     if not config.tie_word_embeddings:
         raise ConversionError("tie_word_embeddings is False; the original always ties the embeddings")
-    feedforward = "ff" if config.feedforward == "dense" else "fff"
+    feedforward = _one_of({"dense": "ff", "fff": "fff"}, "feedforward", config.feedforward)
     options = REQUIRED | REQUIRED_FOR_MASKED_LM | WITHOUT_EFFECT | {"intermed_type": feedforward}
     for name, field in (CARRIED | FEEDFORWARD[feedforward]).items():
         value = getattr(config, field)

@@ -51,6 +51,10 @@ class Recipe:
     """Scale gradients down to this norm if theirs is larger. [null: do not scale them]"""
     dropout: float | None = 0.1
     """Probability of every dropout of the model. [0 to 1; null: as the model's configuration says]"""
+    pooling: Literal["cls", "mean"] | None = None
+    """What the head gets from a model whose configuration has classifier_pooling: cls, the first token, or mean, the
+    average of all tokens. Pretraining shows ours no [CLS], so mean needs fewer examples. [null: as the model's
+    configuration says]"""
     max_length: int = 128
     """Truncate longer texts, or pairs of texts, to this length. [tokens, special ones included]"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -150,6 +150,13 @@ def _build_config(name: str, task: Task, recipe: Recipe) -> PreTrainedConfig:
     indices = {label: index for index, label in names.items()}
     config = AutoConfig.from_pretrained(name, num_labels=len(names), id2label=names, label2id=indices)
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if recipe.pooling is not None:
+        if not hasattr(config, "classifier_pooling"):
+            raise UserError(
+                f"pooling is {recipe.pooling}; it should be null for {name}, whose {config.model_type} configuration"
+                " has no classifier_pooling"
+            )
+        config.classifier_pooling = recipe.pooling
     if recipe.dropout is not None:
         for attribute in DROPOUTS:
             if hasattr(config, attribute):

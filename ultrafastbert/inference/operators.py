@@ -129,7 +129,8 @@ class UnpaddedLayers:
                 operators.rotate_(qkv, *angles, heads)
             attended = operators.attention(qkv, offsets, heads)
             x = operators.add_norm(stream, layer.attention.o_proj(attended), *next(norms), self.dtype)
-            x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
+            if layer.feedforward is not None:
+                x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
         return x
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.pretraining.data.arguments import DataArguments
-from ultrafastbert.utils.sizes import DenseSize, parse_size
+from ultrafastbert.utils.sizes import DenseSize, TreeSize, parse_size
 from ultrafastbert.utils.validation import (
     BETAS,
     FRACTION,
@@ -28,7 +28,7 @@ class ModelArguments:
 
     fff: str = "1x11"
     """Feedforward layers: TREESxDEPTH for fast feedforward trees (1x11, 8x8, 3072x0, ...) or dense-NEURONS for
-    dense layers (dense-3072)."""
+    dense layers (dense-3072); none for an encoder without feedforward layers, as a control."""
     hidden_size: int = 768
     """Width of the encoder; even, and a multiple of the number of heads."""
     num_hidden_layers: int = 16
@@ -58,9 +58,10 @@ class ModelArguments:
             huggingface_hub.errors.StrictDataclassError: sizes that contradict each other.
         """
         size = parse_size(self.fff, "model.fff")
+        feedforward: dict[str, Any] = {"feedforward": "none"}
         if isinstance(size, DenseSize):
-            feedforward: dict[str, Any] = {"feedforward": "dense", "intermediate_size": size.neurons}
-        else:
+            feedforward = {"feedforward": "dense", "intermediate_size": size.neurons}
+        elif isinstance(size, TreeSize):
             feedforward = {"feedforward": "fff", "fff_trees": size.trees, "fff_depth": size.depth}
         options = {name: value for name, value in asdict(self).items() if name not in ("fff", "dropout")}
         return UltraFastBertConfig(

@@ -19,8 +19,10 @@ def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: 
     2204.02311, appendix B.
     """
     hidden = config.hidden_size
-    has_trees = getattr(config, "feedforward", "dense") == "fff"
-    neurons = config.fff_trees * (config.fff_depth + 1) if has_trees else config.intermediate_size
+    feedforward = getattr(config, "feedforward", "dense")  # BERT's configuration has no such field
+    neurons = {"none": 0, "dense": config.intermediate_size}.get(feedforward)
+    if neurons is None:
+        neurons = config.fff_trees * (config.fff_depth + 1)
     attention = 4 * hidden**2 + 2 * sequence_length * hidden  # weights, and products of pairs counted as weights
     encoder = sequences * sequence_length * config.num_hidden_layers * (attention + 2 * neurons * hidden)
     return 6 * (encoder + sequences * masked * hidden * config.vocab_size)

@@ -1,4 +1,7 @@
-"""Sizes of feedforward layers as people write them: `1x11` is one tree of depth 11, `dense-3072` an ordinary layer."""
+"""Sizes of feedforward layers as people write them.
+
+`1x11` is one tree of depth 11, `dense-3072` an ordinary layer, `none` no layer.
+"""
 
 import re
 from typing import NamedTuple
@@ -63,8 +66,28 @@ class DenseSize(NamedTuple):
         return f"dense-{self.neurons}"
 
 
-def parse_size(text: str, name: str = "size") -> TreeSize | DenseSize:
-    """Reads `TREESxDEPTH` or `dense-NEURONS`.
+class NoSize(NamedTuple):
+    """No feedforward layer: `none`."""
+
+    @property
+    def neurons(self) -> int:
+        """0."""
+        return 0
+
+    @property
+    def used(self) -> int:
+        """0."""
+        return 0
+
+    def __str__(self) -> str:
+        return "none"
+
+
+Size = TreeSize | DenseSize | NoSize
+
+
+def parse_size(text: str, name: str = "size") -> Size:
+    """Reads `TREESxDEPTH`, `dense-NEURONS` or `none`.
 
     Raises:
         ValueError: another text; the message names `name`.
@@ -73,4 +96,8 @@ def parse_size(text: str, name: str = "size") -> TreeSize | DenseSize:
         return DenseSize(int(match[1]))
     if "x" in text:
         return TreeSize.parse(text, name)
-    raise ValueError(f"{name} is {text!r}; it should be TREESxDEPTH, as in 1x11, or dense-NEURONS, as in dense-3072")
+    if text == "none":
+        return NoSize()
+    raise ValueError(
+        f"{name} is {text!r}; it should be TREESxDEPTH, as in 1x11, dense-NEURONS, as in dense-3072, or none"
+    )
