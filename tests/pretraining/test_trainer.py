@@ -340,7 +340,11 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_built(make_arguments)
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"fff": "1x2"}, "model.fff was '2x3' and is '1x2'"), ({"seed": 1}, "seed was 0 and is 1")],
+    [
+        ({"fff": "1x2"}, "model.fff was '2x3' and is '1x2'"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"optimizer": "muon"}, "train.optimizer was 'adamw' and is 'muon'"),
+    ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(make_arguments, change, message):
     pretrain(make_arguments())

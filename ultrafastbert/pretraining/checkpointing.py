@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments
+from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.evaluation import Evaluation
 from ultrafastbert.pretraining.schedule import Progress
@@ -95,17 +95,18 @@ def read_progress(
 
     Raises:
         CheckpointError: the checkpoint is incomplete or damaged.
-        UserError: it is of another model, other data or another seed.
+        UserError: it is of another model, other data, another seed or another optimiser.
     """
     content = read_checkpoint(checkpoint)
     before = content["arguments"] | {"data_fingerprint": content["data_fingerprint"]}
-    # an option that the checkpoint lacks is newer, and its default is what the model had
-    before["model"] = asdict(ModelArguments()) | before["model"]
+    # an option that the checkpoint lacks is newer, and its default is what the run had
+    for section, options in (("model", ModelArguments), ("train", TrainArguments)):
+        before[section] = asdict(options()) | before[section]
     changes = changed_settings(before, arguments.to_dict() | {"data_fingerprint": data.fingerprint})
     fixed = {
         name: change
         for name, change in changes.items()
-        if name.startswith("model.") or name in ("seed", "data_fingerprint")
+        if name.startswith("model.") or name in ("seed", "data_fingerprint", "train.optimizer")
     }
     refuse_changes(f"checkpoint {checkpoint}", fixed, "Choose another output_dir, or resume=never to start again.")
     for name, (old, new) in changes.items():
