@@ -1,27 +1,20 @@
 """The comparison with transformers' BERT under Trainer trains on the same data and validates at the same masks."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from tests.scripts.helpers import load_script
 from ultrafastbert.pretraining.data.prepare import prepare
 from ultrafastbert.pretraining.evaluation import evaluate
 from ultrafastbert.runs.reporter import read_metrics
 from ultrafastbert.utils.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_bert.py"
-
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("pretrain_bert", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pretrain_bert")
 
 
 def arguments_of(script, make_arguments, **train):

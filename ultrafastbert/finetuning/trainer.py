@@ -132,6 +132,8 @@ def load_model(name: str, task: Task, recipe: Recipe, seed: int) -> tuple[PreTra
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, **options
         )
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model {name} cannot be loaded for sequence classification: {error}") from error
     new = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
