@@ -45,6 +45,9 @@ class ModelArguments:
     zero_init_outputs: bool = False
     """Whether the matrices of attention and of dense layers whose output is added to the hidden states start at
     zero."""
+    classifier_pooling: Literal["cls", "mean"] = "cls"
+    """What a classifier made of the encoder sees: cls, the first token, as in crammedBERT, or mean, the average of all
+    tokens. Pretraining itself has no [CLS] and does not depend on it; mean needs fewer examples."""
     dropout: float = 0.0
     """Probability of dropout everywhere in the encoder, during pretraining. [0 to 1]"""
 
