@@ -322,7 +322,7 @@ def main(arguments: StudyArguments) -> None:
     output = Path(arguments.output_dir)
     with open_run_directory(output):
         runs = plan(arguments)
-        for index, run in enumerate(runs[: len(arguments.models)]):  # wrong options, and data, before hours of training
+        for index, run in enumerate(runs[: len(arguments.models)]):  # finds wrong options before hours of training
             prepare(run.arguments.data, progress=index == 0)
         train(runs, arguments.workers)
         models = measure(runs, arguments.timing_seconds)
