@@ -38,11 +38,12 @@ from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments
 from ultrafastbert.pretraining.data.arguments import DataArguments
 from ultrafastbert.pretraining.data.prepare import prepare
-from ultrafastbert.runs.directory import FINAL, METRICS, open_run_directory
+from ultrafastbert.runs.directory import CONFIG, FINAL, METRICS, open_run_directory
 from ultrafastbert.runs.environment import environment
 from ultrafastbert.runs.interrupts import Interrupt
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.runs.reporter import read_metrics
+from ultrafastbert.runs.settings import changed_settings, refuse_changes
 from ultrafastbert.utils.errors import Interrupted, UserError
 from ultrafastbert.utils.figures import new_figure, save_figure
 from ultrafastbert.utils.files import write_atomically
@@ -123,10 +124,24 @@ def plan(arguments: StudyArguments) -> list[Run]:
     for seed in range(arguments.seeds):
         for name, options in arguments.models.items():
             directory = output / "runs" / name / f"seed-{seed}"
-            own = [f"--{option}={json.dumps(value)}".replace('"', "") for option, value in options.items()]
+            own = [f"--{option}={_word(value)}" for option, value in options.items()]
             words = ("--config", str(common), *own, f"--seed={seed}", f"--output_dir={directory}")
             runs.append(Run(name, seed, words, directory))
     return runs
+
+
+def refuse_other_settings(run: Run) -> None:
+    """Raises a UserError if the directory of a training has one with other options."""
+    file = run.output / CONFIG
+    if file.exists():
+        before, now = yaml.safe_load(file.read_text(encoding="utf-8")), run.arguments.to_dict()
+        refuse_changes(
+            str(run.output), changed_settings(before, now), "Choose another output_dir, or remove that one."
+        )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def train(runs: list[Run], workers: int) -> None:
@@ -322,8 +337,10 @@ def main(arguments: StudyArguments) -> None:
     output = Path(arguments.output_dir)
     with open_run_directory(output):
         runs = plan(arguments)
-        for index, run in enumerate(runs[: len(arguments.models)]):  # finds wrong options before hours of training
-            prepare(run.arguments.data, progress=index == 0)
+        for index, run in enumerate(runs):  # finds wrong options before hours of training
+            refuse_other_settings(run)
+            if run.seed == 0:
+                prepare(run.arguments.data, progress=index == 0)
         train(runs, arguments.workers)
         models = measure(runs, arguments.timing_seconds)
         table = tabulate(models)

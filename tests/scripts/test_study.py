@@ -84,9 +84,9 @@ def test_recovered_fractions_are_paired_by_seed():
 
 @pytest.mark.slow
 def test_a_study_that_was_stopped_resumes(write_study, tmp_path):
-    file = write_study({"tree": {"model.fff": "1x3"}}, seeds=1, max_steps=3000)
+    file = write_study({"tree": {"model.fff": "1x3"}}, seeds=1, max_steps=1500)
     process, log = start(file), tmp_path / "out" / "runs" / "tree" / "seed-0.log"
-    while "step" not in (log.read_text() if log.exists() else ""):
+    while not (log.with_suffix("") / METRICS).exists():
         assert process.poll() is None, finish(process)
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -94,9 +94,12 @@ def test_a_study_that_was_stopped_resumes(write_study, tmp_path):
     assert code == 128 + signal.SIGTERM and "the same command resumes" in errors
     assert "saved in" in log.read_text() and not (tmp_path / "out" / "study.md").exists()
 
-    write_study({"tree": {"model.fff": "1x3"}}, seeds=1, max_steps=40)
     assert finish(start(file))[0] == 0
     assert "resum" in log.read_text()
+
+    write_study({"tree": {"model.fff": "1x3"}}, seeds=1, max_steps=499)
+    code, _, errors = finish(start(file))
+    assert code == 1 and "different settings: train.max_steps was 1500 and is 499" in errors
 
 
 @pytest.mark.parametrize(
