@@ -19,11 +19,11 @@ decides the order of the data and the masks. The same command resumes a study th
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -153,8 +153,9 @@ def train(runs: list[Run], workers: int) -> None:
     """
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     waiting = [run for run in runs if not run.is_finished]
-    total, running = len(runs), {}
-    with Interrupt() as interrupt:
+    total = len(runs)
+    running: dict[Run, subprocess.Popen] = {}
+    with Interrupt() as interrupt, _stopping(running):
         while waiting or running:
             while waiting and len(running) < workers and interrupt.signal is None:
                 run = waiting.pop(0)
@@ -163,16 +164,24 @@ def train(runs: list[Run], workers: int) -> None:
             for run in [run for run, process in running.items() if process.poll() is not None]:
                 del running[run]
                 print(f"{sum(run.is_finished for run in runs)} of {total}: {_outcome(run)}", flush=True)
-            if interrupt.signal is not None or failed:
-                for process in running.values():
-                    process.send_signal(signal.SIGTERM)
-                for process in running.values():
-                    process.wait()
-                if interrupt.signal is not None:
-                    message = f"stopped by signal {interrupt.signal}; all is saved, the same command resumes"
-                    raise Interrupted(message, interrupt.signal)
+            if interrupt.signal is not None:
+                message = f"stopped by signal {interrupt.signal}; all is saved, the same command resumes"
+                raise Interrupted(message, interrupt.signal)
+            if failed:
                 raise UserError(f"the training of {failed[0].name} failed; see {_log(failed[0])}")
             time.sleep(0.5)
+
+
+@contextmanager
+def _stopping(running: dict[Run, subprocess.Popen]) -> Iterator[None]:
+    """A context in which trainings run; whatever ends it, those still running save their state and end before."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def _log(run: Run) -> Path:

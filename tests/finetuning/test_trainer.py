@@ -122,7 +122,9 @@ def test_the_recipe_chooses_what_the_head_sees(small_model):
 def test_a_model_without_a_choice_of_pooling_is_refused(tmp_path):
     sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertForSequenceClassification(BertConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="^pooling is mean; it should be null for .*, whose bert configuration has no"):
+    with pytest.raises(
+        UserError, match=r"model .*: pooling is mean; it should be null, because the configuration \(bert\) has no"
+    ):
         load_model(str(tmp_path), task_data().task, Recipe(pooling="mean"), 0)
 
 

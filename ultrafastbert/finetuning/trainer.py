@@ -132,8 +132,6 @@ def load_model(name: str, task: Task, recipe: Recipe, seed: int) -> tuple[PreTra
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, config=config, dtype=torch.float32, **options
         )
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model {name} cannot be loaded for sequence classification: {error}") from error
     new = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
@@ -154,9 +152,9 @@ def _build_config(name: str, task: Task, recipe: Recipe) -> PreTrainedConfig:
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
     if recipe.pooling is not None:
         if not hasattr(config, "classifier_pooling"):
-            raise UserError(
-                f"pooling is {recipe.pooling}; it should be null for {name}, whose {config.model_type} configuration"
-                " has no classifier_pooling"
+            raise ValueError(
+                f"pooling is {recipe.pooling}; it should be null, because the configuration ({config.model_type}) has"
+                " no classifier_pooling"
             )
         config.classifier_pooling = recipe.pooling
     if recipe.dropout is not None:

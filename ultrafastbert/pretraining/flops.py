@@ -20,9 +20,10 @@ def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: 
     """
     hidden = config.hidden_size
     feedforward = getattr(config, "feedforward", "dense")  # BERT's configuration has no such field
-    neurons = {"none": 0, "dense": config.intermediate_size}.get(feedforward)
-    if neurons is None:
+    if feedforward == "fff":
         neurons = config.fff_trees * (config.fff_depth + 1)
+    else:
+        neurons = config.intermediate_size if feedforward == "dense" else 0
     attention = 4 * hidden**2 + 2 * sequence_length * hidden  # weights, and products of pairs counted as weights
     encoder = sequences * sequence_length * config.num_hidden_layers * (attention + 2 * neurons * hidden)
     return 6 * (encoder + sequences * masked * hidden * config.vocab_size)

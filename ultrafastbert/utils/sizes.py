@@ -67,26 +67,16 @@ class DenseSize(NamedTuple):
 
 
 class NoSize(NamedTuple):
-    """No feedforward layer: `none`."""
+    """No feedforward layer: `none`; it has no neurons."""
 
-    @property
-    def neurons(self) -> int:
-        """0."""
-        return 0
-
-    @property
-    def used(self) -> int:
-        """0."""
-        return 0
+    neurons: int = 0
+    used: int = 0
 
     def __str__(self) -> str:
         return "none"
 
 
-Size = TreeSize | DenseSize | NoSize
-
-
-def parse_size(text: str, name: str = "size") -> Size:
+def parse_size(text: str, name: str = "size") -> TreeSize | DenseSize | NoSize:
     """Reads `TREESxDEPTH`, `dense-NEURONS` or `none`.
 
     Raises:
