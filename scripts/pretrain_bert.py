@@ -5,7 +5,8 @@
 Data, tokenizer, width, layers, heads, budget, validation and seed are those of the configuration. Everything else is
 the default of transformers: BertForMaskedLM with absolute positions, feedforward layers of four times the width and
 dropout; Trainer's AdamW, learning rate and batch size; 15 % of the tokens masked by its collator. The learning rate
-falls linearly to zero over the budget, as by default it does over the steps. `ultrafastbert plot` compares runs.
+falls linearly to zero over the budget, as by default it does over the steps. Validation is not part of the budget, as
+it is of that of `ultrafastbert pretrain`. `ultrafastbert plot` compares runs.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -69,7 +70,7 @@ class Sequences(torch.utils.data.Dataset):
 
 
 class Clock(TrainerCallback):
-    """Ends the training when its time is over, and validates at even intervals, as `ultrafastbert pretrain` does."""
+    """Ends the training when its time is over, and validates at even intervals, for which the clock stops."""
 
     def __init__(self, arguments: BertArguments, data: PackedData, seconds: float):
         self.batches = MaskedBatches(arguments, data, torch.device("cpu"))
@@ -90,25 +91,27 @@ class Clock(TrainerCallback):
         if self.fraction() >= (len(self.lines) + 1) / EVALUATIONS:
             position = {"step": state.global_step, "budget_fraction": round(self.fraction(), 6)}
             position |= {"tokens": state.global_step * self.tokens_per_step}
-            loss, accuracy = self.evaluate(model)
             position |= {"seconds": round(time.monotonic() - self.start, 3)}
+            before = time.monotonic()
+            loss, accuracy = self.evaluate(model)
+            self.start += time.monotonic() - before
             self.lines.append(position | {"validation_loss": loss, "validation_accuracy": accuracy})
             self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
             print(f"{position['seconds'] / 60:.1f} minutes, {loss:.3f} nats, accuracy {accuracy:.1%}", flush=True)
         control.should_training_stop = self.fraction() == 1
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+    def evaluate(self, model: BertForMaskedLM) -> tuple[float, float]:
         """Loss in nats and accuracy, at the masks at which `ultrafastbert pretrain` validates."""
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64)
         for start in range(0, len(self.batches.validation), self.size):
             batch = self.batches.validation_masker(self.batches.validation[start : start + self.size], start)
-            logits = model(input_ids=batch.input_ids).logits
-            index = batch.masked_positions[..., None].expand(-1, -1, logits.shape[-1])
-            logits, labels = logits.gather(1, index).flatten(0, 1), batch.labels.gather(1, batch.masked_positions)
-            labels = labels.flatten()
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            hidden_states = model.bert(batch.input_ids).last_hidden_state
+            index = batch.masked_positions[..., None].expand(-1, -1, hidden_states.shape[-1])
+            logits = model.cls(hidden_states.gather(1, index)).flatten(0, 1)  # logits of all tokens take far longer
+            labels = batch.labels.gather(1, batch.masked_positions).flatten()
+            loss = cross_entropy(logits, labels, reduction="sum")
             sums += torch.stack([loss, (logits.argmax(-1) == labels).sum(), (labels != -100).sum()])
         model.train()
         return (sums[0] / sums[2]).item(), (sums[1] / sums[2]).item()
