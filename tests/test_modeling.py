@@ -17,6 +17,7 @@ from ultrafastbert import (
     UltraFastBertForTokenClassification,
     UltraFastBertModel,
 )
+from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.modeling_ultrafastbert import sinusoids
 
 HEADS = [
@@ -26,7 +27,8 @@ HEADS = [
     UltraFastBertForQuestionAnswering,
 ]
 ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
-ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
+LEAVES = {"fff_trees": 1, "fff_leaf_size": 3}
+ARCHITECTURES = [{"feedforward": "fff"}, LEAVES, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
 
 
 def tiny(**options):
@@ -48,7 +50,18 @@ def tiny(**options):
 
 def make(model_class, seed=0, attention="sdpa", **options):
     torch.manual_seed(seed)
-    return model_class._from_config(tiny(**options), attn_implementation=attention).eval()
+    model = model_class._from_config(tiny(**options), attn_implementation=attention).eval()
+    return split(model)
+
+
+def split(model):
+    """Gives trees with leaves their decisions, and different leaves."""
+    for module in model.modules():
+        if isinstance(module, HardFFF):
+            module.split_by_variance(torch.randn(100, module.input_size))
+            torch.nn.init.normal_(module.leaf_weight_in)
+            torch.nn.init.normal_(module.leaf_weight_out, std=0.3)
+    return model
 
 
 def tokens(batch=3, seq=9, seed=1):

@@ -19,6 +19,7 @@ from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.inference.optimize import optimize_for_inference
 from ultrafastbert.layers.baselines import FeedForward, MixtureOfExperts
 from ultrafastbert.layers.fff import FFF
+from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.layers.soft import SoftFFF
 from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForMaskedLM,
@@ -48,6 +49,7 @@ for auto_class, model_class in (
 __all__ = [
     "FFF",
     "FeedForward",
+    "HardFFF",
     "MixtureOfExperts",
     "SoftFFF",
     "UltraFastBertConfig",

@@ -1,6 +1,7 @@
 """UltraFastBertConfig: the settings of an UltraFastBERT model, checked when it is created, loaded or saved.
 
-The size of the feedforward layers is written as in the paper, `TREESxDEPTH`: the default 1x11 is one tree of depth 11.
+The size of the feedforward layers is written as in the paper, `TREESxDEPTH`: the default 1x11 is one tree of depth 11,
+and 1x7x32 is one of depth 7 with leaves of 32 neurons.
 `feedforward="dense"` gives the baseline, the same encoder with ordinary layers of `intermediate_size` neurons, and
 `feedforward="none"` the control, the same encoder without feedforward layers.
 """
@@ -37,15 +38,18 @@ class UltraFastBertConfig(PreTrainedConfig):
         fff_depth: number of levels of a tree below its root; a token uses `fff_depth + 1` of the tree's
             `2**(fff_depth + 1) - 1` neurons.
         fff_trees: number of trees of a layer, evaluated in parallel; their outputs are added.
+        fff_leaf_size: neurons of a leaf; above the leaves nodes only decide, as `HardFFF` describes, and a token uses
+            `fff_depth` nodes and one leaf. None: every node of a path is a neuron, as in `FFF`.
         intermediate_size: number of neurons of a dense layer; used with `feedforward="dense"` only.
         hidden_dropout_prob: dropout after the embeddings, after attention and after the feedforward layer.
         attention_probs_dropout_prob: dropout of attention weights.
         layer_norm_eps: epsilon of all layer norms.
         initializer_range: standard deviation of the normal initialisation of embeddings and linear layers; for trees
-            see `FFF.reset_parameters`.
-        zero_init_outputs: whether the matrices whose output is added to the hidden states, `o_proj` of attention and
-            `down_proj` of dense layers, start at zero, so that a layer starts as (almost) the identity (arXiv
-            2203.03466, appendix D.2). Trees start with small output weights in any case.
+            see `FFF.reset_parameters` and `HardFFF.reset_parameters`.
+        zero_init_outputs: whether the matrices whose output is added to the hidden states, `o_proj` of attention,
+            `down_proj` of dense layers and the output weights of leaves, start at zero, so that a layer starts as
+            (almost) the identity (arXiv 2203.03466, appendix D.2). Trees without leaves start with small output
+            weights in any case.
         pad_token_id: id of the padding token, whose embedding starts at zero and gets no gradient as an input; None
             if there is none.
         tie_word_embeddings: whether the masked-LM decoder has the weight of the token embedding.
@@ -75,6 +79,7 @@ class UltraFastBertConfig(PreTrainedConfig):
     feedforward: Literal["fff", "dense", "none"] = "fff"
     fff_depth: int = 11
     fff_trees: int = 1
+    fff_leaf_size: int | None = None
     intermediate_size: int = 3072
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
@@ -95,13 +100,16 @@ class UltraFastBertConfig(PreTrainedConfig):
             ValueError: a value out of range, or two that contradict each other.
         """
         check_fields(self, at_least(1), "vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
-        check_fields(self, at_least(1), "fff_trees", "intermediate_size", "classifier_hidden_size")
+        check_fields(self, at_least(1), "fff_trees", "fff_leaf_size", "intermediate_size", "classifier_hidden_size")
         check_fields(self, at_least(0), "num_hidden_layers")
         check_fields(self, between(0, MAX_DEPTH), "fff_depth")
         check_fields(self, DROPOUT, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         check_fields(self, POSITIVE, "layer_norm_eps", "initializer_range", "rope_theta")
         check_fields(self, one_of(*sorted(ACT2FN)), "classifier_activation")
         check_fields(self, between(0, self.vocab_size - 1), "pad_token_id")
+
+        if self.fff_leaf_size is not None:
+            check("fff_trees", self.fff_trees, Rule(lambda trees: trees == 1, "1, because fff_leaf_size is given"))
 
         heads = self.num_attention_heads
         multiple = Rule(lambda width: width % heads == 0, f"a multiple of num_attention_heads ({heads})")

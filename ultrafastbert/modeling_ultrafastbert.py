@@ -36,6 +36,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
+from ultrafastbert.layers.hard import HardFFF
 
 Angles = tuple[Tensor, Tensor]
 """The cosines and sines of rotary positions, each `(batch or 1, seq, head_dim)`, float32."""
@@ -208,7 +209,9 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         self.feedforward = None
         if config.feedforward != "none":
             self.feedforward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if config.feedforward == "fff":
+        if config.feedforward == "fff" and config.fff_leaf_size is not None:
+            self.feedforward = HardFFF(config.hidden_size, config.fff_depth, config.fff_leaf_size)
+        elif config.feedforward == "fff":
             self.feedforward = FFF(config.hidden_size, config.fff_depth, trees=config.fff_trees)
         elif config.feedforward == "dense":
             self.feedforward = UltraFastBertDense(config)
@@ -253,9 +256,11 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
             init.constant_(module.position_scale, self.config.hidden_size**-0.5)
             length, width = module.positions.shape
             init.copy_(module.positions, sinusoids(length, width))
-        elif isinstance(module, FFF):
+        elif isinstance(module, FFF | HardFFF):
             # This does not overwrite loaded weights: transformers guards torch.nn.init here.
             module.reset_parameters()
+            if isinstance(module, HardFFF) and self.config.zero_init_outputs:
+                init.zeros_(module.leaf_weight_out)
 
 
 class UltraFastBertModel(UltraFastBertPreTrainedModel):

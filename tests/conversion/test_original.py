@@ -691,6 +691,7 @@ def ours(tmp_path, model_class, **options):
     [
         (UltraFastBertForMaskedLM, {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         (UltraFastBertForMaskedLM, {"classifier_activation": "silu"}, "classifier_activation is 'silu'"),
+        (UltraFastBertForMaskedLM, {"fff_trees": 1, "fff_leaf_size": 2}, "fff_leaf_size is 2; it should be None"),
         (UltraFastBertForMaskedLM, {"feedforward": "none"}, "feedforward is 'none'; only 'dense' and 'fff'"),
         (UltraFastBertForTokenClassification, {}, "architectures is 'UltraFastBertForTokenClassification'"),
     ],

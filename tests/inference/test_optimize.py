@@ -21,6 +21,7 @@ from ultrafastbert import (
 )
 from ultrafastbert.inference import optimize
 from ultrafastbert.inference.operators import Int8Linear
+from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
@@ -32,7 +33,8 @@ HEADS = [
     UltraFastBertForQuestionAnswering,
 ]
 ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
-ARCHITECTURES = [{"feedforward": "fff"}, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
+LEAVES = {"fff_leaf_size": 6}
+ARCHITECTURES = [{"feedforward": "fff"}, LEAVES, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
 
 
 def make(model_class=UltraFastBertModel, **options):
@@ -47,7 +49,17 @@ def make(model_class=UltraFastBertModel, **options):
         "initializer_range": 0.2,
     }
     torch.manual_seed(0)
-    return model_class(UltraFastBertConfig(**(defaults | options))).eval()
+    return split(model_class(UltraFastBertConfig(**(defaults | options))).eval())
+
+
+def split(model):
+    """Gives trees with leaves their decisions, and different leaves."""
+    for module in model.modules():
+        if isinstance(module, HardFFF):
+            module.split_by_variance(torch.randn(200, module.input_size))
+            torch.nn.init.normal_(module.leaf_weight_in, std=0.2)
+            torch.nn.init.normal_(module.leaf_weight_out, std=0.05)
+    return model
 
 
 def batch():
@@ -78,7 +90,7 @@ def hidden(model, **inputs):
 
 
 @needs_native
-@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "dense", "none", "rotary"])
+@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "leaves", "dense", "none", "rotary"])
 @pytest.mark.parametrize(
     "settings, most",
     [

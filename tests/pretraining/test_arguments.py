@@ -31,6 +31,11 @@ def test_dense_sizes(neurons):
     assert (config.feedforward, config.intermediate_size) == ("dense", neurons)
 
 
+def test_trees_with_leaves():
+    config = parse("--train.max_steps", "1", "--model.fff", "1x7x32").model.build_config(64, 16)
+    assert (config.fff_trees, config.fff_depth, config.fff_leaf_size) == (1, 7, 32)
+
+
 def test_no_feedforward_layers():
     assert parse("--train.max_steps", "1", "--model.fff", "none").model.build_config(64, 16).feedforward == "none"
 

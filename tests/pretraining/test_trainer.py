@@ -105,6 +105,7 @@ def sigint():
         {"fff": "1x5"},
         {"fff": "dense-32"},
         {"fff": "none"},
+        {"fff": "1x3x4", "grow_at": 0.3},
         {"fff": "1x5", "optimizer": "muon", "mask_probability": 0.3, "final_mask_probability": 0.1},
         {"fff": "dense-32", "optimizer": "muon", "precision": "bf16"},
     ],

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from ultrafastbert import UltraFastBertConfig
+from ultrafastbert import HardFFF, UltraFastBertConfig
 from ultrafastbert.pretraining.arguments import ModelArguments
 
 NAMES = ["input_ids", "attention_mask", "last_hidden_state"]
@@ -37,6 +37,13 @@ def build_config(arguments: Any, size: str, length: int) -> UltraFastBertConfig:
         return ModelArguments(fff=size, **sizes).build_config(arguments.vocabulary, length)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from None
+
+
+def split_trees(model: nn.Module) -> None:
+    """Makes the decisions of trees with leaves from random tokens, so that all leaves are used."""
+    for module in model.modules():
+        if isinstance(module, HardFFF):
+            module.split_by_variance(torch.randn(16 * 2**module.depth, module.input_size))
 
 
 def bert_config(config: UltraFastBertConfig, **options: Any) -> BertConfig:

@@ -76,6 +76,7 @@ def prepare(
     for name in dict.fromkeys(map(original, names)):
         ours = name == "ultrafastbert"
         model = UltraFastBertModel(config) if ours else BertModel(bert.bert_config(config), add_pooling_layer=False)
+        bert.split_trees(model)
         model.eval().save_pretrained(directory / name)
         for workload in arguments.workloads:
             tokens, mask = inputs(workload, arguments.vocabulary)

@@ -94,7 +94,8 @@ class LayerArguments:
                 setattr(self, name, value)
         for name in ("sizes", "compiled"):
             for size in getattr(self, name):
-                TreeSize.parse(size, name)
+                if TreeSize.parse(size, name).leaf_size is not None:
+                    raise ValueError(f"{name} has {size!r}; of trees with leaves only whole encoders are timed")
         for name in ("backends", "compiled_backends"):
             for backend in getattr(self, name):
                 check(name, backend, one_of(*BACKENDS, "original"))

@@ -11,7 +11,7 @@ from transformers import BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM
-from ultrafastbert.benchmarks.bert import bert_config, build_config
+from ultrafastbert.benchmarks.bert import bert_config, build_config, split_trees
 from ultrafastbert.benchmarks.harness import Contender, Ready
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.batches import SequenceOrder
@@ -49,6 +49,7 @@ def _build_model(name: str, arguments: "TrainingArguments", backend: str = "") -
         return Bert(build_config(arguments, "1x0", arguments.sequence_length))
     size, named = (name, "") if name.startswith("dense-") else name.partition("-")[::2]
     model = UltraFastBertForMaskedLM(build_config(arguments, size, arguments.sequence_length))
+    split_trees(model)
     for module in model.modules():
         if isinstance(module, FFF):
             module.backend = backend or named or None

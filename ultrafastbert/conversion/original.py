@@ -201,6 +201,7 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
         model_class = _one_of({c.__name__: c for c in HEADS}, "architectures", config.get("architectures"))
         check("position_embedding", config.get("position_embedding", "sinusoidal"), exactly("sinusoidal"))
         check("decoder_bias", config.get("decoder_bias", False), exactly(False))
+        check("fff_leaf_size", config.get("fff_leaf_size"), exactly(None))
         model = model_class.from_pretrained(source, dtype="auto")
         original = _config_to_original(model)
 

@@ -1,1 +1,1 @@
-"""Layers: fast feedforward trees (`FFF`), soft trees (`SoftFFF`), and the baselines that they are compared with."""
+"""Layers: trees of neurons (`FFF`), trees whose leaves are networks (`SoftFFF`, `HardFFF`), and their baselines."""

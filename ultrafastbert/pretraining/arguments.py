@@ -27,8 +27,9 @@ class ModelArguments:
     """The encoder that is pretrained."""
 
     fff: str = "1x11"
-    """Feedforward layers: TREESxDEPTH for fast feedforward trees (1x11, 8x8, 3072x0, ...) or dense-NEURONS for
-    dense layers (dense-3072); none for an encoder without feedforward layers, as a control."""
+    """Feedforward layers: TREESxDEPTH for fast feedforward trees (1x11, 8x8, 3072x0, ...), 1xDEPTHxLEAF for a
+    tree with leaves of several neurons (1x7x32), or dense-NEURONS for dense layers (dense-3072); none for an encoder
+    without feedforward layers, as a control."""
     hidden_size: int = 768
     """Width of the encoder; even, and a multiple of the number of heads."""
     num_hidden_layers: int = 16
@@ -65,7 +66,8 @@ class ModelArguments:
         if isinstance(size, DenseSize):
             feedforward = {"feedforward": "dense", "intermediate_size": size.neurons}
         elif isinstance(size, TreeSize):
-            feedforward = {"feedforward": "fff", "fff_trees": size.trees, "fff_depth": size.depth}
+            names = {"trees": "fff_trees", "depth": "fff_depth", "leaf_size": "fff_leaf_size"}
+            feedforward = {"feedforward": "fff"} | {names[name]: value for name, value in size._asdict().items()}
         options = {name: value for name, value in asdict(self).items() if name not in ("fff", "dropout")}
         return UltraFastBertConfig(
             vocab_size=vocab_size,
@@ -124,6 +126,9 @@ class TrainArguments:
     eval_mask_probability: float | None = None
     """That of validation. With fewer masks there is more context to predict from, so that loss and accuracy are
     comparable only at the same value. [null: mask_probability, throughout]"""
+    grow_at: float = 0.1
+    """When trees with leaves (1x7x32) grow. Until then all tokens use one leaf; then each layer's decisions are made
+    from a sample of its inputs, and all leaves start as copies of this one. [fraction of the budget, 0 to 1]"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of forward and backward passes; weights and optimiser are float32. auto: bf16 on a GPU that has
     it, and on a CPU that is faster in it (a linear layer is timed at the start of the run), else fp32."""
@@ -154,7 +159,7 @@ class TrainArguments:
                 POSITIVE,
                 ("budget_hours", "max_steps", "max_tokens", "lr", "muon_lr", "eps", "max_grad_norm", *steps, *sizes),
             ),
-            (FRACTION, ("lr_peak", "batch_ramp")),
+            (FRACTION, ("lr_peak", "batch_ramp", "grow_at")),
             (MASK_PROBABILITY, ("mask_probability", "final_mask_probability", "eval_mask_probability")),
             (NOT_NEGATIVE, ("weight_decay",)),
             (BETAS, ("betas",)),

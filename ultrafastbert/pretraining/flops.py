@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedConfig
 
+from ultrafastbert.utils.sizes import TreeSize
+
 
 def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: int, masked: int) -> float:
     """Floating-point operations of the matrix products in a forward and a backward pass of a masked language model.
@@ -21,7 +23,7 @@ def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: 
     hidden = config.hidden_size
     feedforward = getattr(config, "feedforward", "dense")  # BERT's configuration has no such field
     if feedforward == "fff":
-        neurons = config.fff_trees * (config.fff_depth + 1)
+        neurons = TreeSize(config.fff_trees, config.fff_depth, config.fff_leaf_size).used
     else:
         neurons = config.intermediate_size if feedforward == "dense" else 0
     attention = 4 * hidden**2 + 2 * sequence_length * hidden  # weights, and products of pairs counted as weights

@@ -18,6 +18,7 @@ class Progress:
         seconds: wall-clock time in the training loop, over all resumed runs.
         skipped: steps skipped because loss or gradient were not finite.
         skipped_in_a_row: the last of them, up to the current step.
+        has_grown: whether trees with leaves have got their decisions (`train.grow_at`).
         in_bf16: whether passes run in bfloat16, so that a resumed run does not choose anew; None: it was not recorded.
     """
 
@@ -27,6 +28,7 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    has_grown: bool = False
     in_bf16: bool | None = None
 
     @classmethod

@@ -28,6 +28,7 @@ from ultrafastbert.pretraining.data.batches import MaskedBatches
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.data.prepare import prepare
 from ultrafastbert.pretraining.evaluation import Evaluation, evaluate
+from ultrafastbert.pretraining.growing import grow_trees
 from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.reporting import PretrainingReporter
 from ultrafastbert.pretraining.schedule import Progress, mask_probability, micro_batches, triangle
@@ -116,6 +117,8 @@ class Trainer:
         try:
             with Interrupt() as interrupt:
                 while (fraction := self._fraction_of_budget()) < 1:
+                    if fraction >= self.train.grow_at and not self.progress.has_grown:
+                        self._grow(fraction)
                     if not self._launch_step(fraction, interrupt):
                         self._stop(interrupt)
                     evaluation = self._evaluate_and_save()
@@ -132,6 +135,13 @@ class Trainer:
             self.step.release()
             self.accelerator.end_training()
         return final
+
+    def _grow(self, fraction: float) -> None:
+        """Makes the decisions of trees with leaves."""
+        masked = mask_probability(fraction, self.train)
+        if layers := grow_trees(self.step, self.batches, self.progress.sequences, masked):
+            self.reporter.say(f"step {self.progress.step} ({fraction:.0%}): the trees of {layers} layers have grown")
+        self.progress.has_grown = True
 
     def _launch_step(self, fraction: float, interrupt: Interrupt) -> bool:
         """Queues an optimiser step on the device; False if a signal arrived, and then nothing has changed."""

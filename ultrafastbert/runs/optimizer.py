@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ultrafastbert.layers.fff import FFF
+from ultrafastbert.layers.hard import HardFFF
 
 
 def build_optimizer(
@@ -25,6 +26,8 @@ def build_optimizer(
     for module in model.modules():
         if isinstance(module, FFF):
             decayed |= {module.weight_in, module.weight_out}
+        elif isinstance(module, HardFFF):
+            decayed |= {module.leaf_weight_in, module.leaf_weight_out}
         elif isinstance(module, nn.Linear | nn.Embedding):
             decayed.add(module.weight)
     parameters = [p for p in model.parameters() if p.requires_grad and p not in others]

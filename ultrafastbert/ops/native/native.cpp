@@ -1,10 +1,11 @@
-// Schemas of the operators and their registration with PyTorch: those of trees (fff.h) and of the other parts of an
-// encoder (encoder.h). registration.py registers shapes for `torch.compile` and the formula of the gradient.
+// Schemas of the operators and their registration with PyTorch: those of trees (fff.h, leaves.h) and of the other parts
+// of an encoder (encoder.h). registration.py registers shapes for `torch.compile` and the formula of the gradient.
 
 #include <torch/library.h>
 
 #include "encoder.h"
 #include "fff.h"
+#include "leaves.h"
 
 TORCH_LIBRARY(ultrafastbert, library) {
   library.def("fff(Tensor x, Tensor weight_in, Tensor? bias_in, Tensor weight_out) -> Tensor");
@@ -17,6 +18,9 @@ TORCH_LIBRARY(ultrafastbert, library) {
   library.def(
       "backward_weights(Tensor grad, Tensor x, Tensor leaf, Tensor grad_pre_activation, Tensor activation)"
       " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "leaves(Tensor x, Tensor node_weight, Tensor node_bias, Tensor weight_in, Tensor bias_in, Tensor weight_out,"
+      " Tensor bias_out) -> Tensor");
   library.def("attention(Tensor qkv, Tensor offsets, int heads) -> Tensor");
   library.def("rotate_(Tensor(a!) qkv, Tensor cosine, Tensor sine, int heads) -> ()");
   library.def("linear_int8(Tensor x, Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor");
@@ -31,6 +35,7 @@ TORCH_LIBRARY_IMPL(ultrafastbert, CPU, library) {
   library.impl("route", route_cpu);
   library.impl("backward_tokens", backward_tokens_cpu);
   library.impl("backward_weights", backward_weights_cpu);
+  library.impl("leaves", leaves_cpu);
   library.impl("attention", attention_cpu);
   library.impl("rotate_", rotate_cpu);
   library.impl("linear_int8", linear_int8_cpu);

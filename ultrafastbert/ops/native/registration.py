@@ -34,6 +34,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "route": lambda x, weight_in, _: x.new_empty(_path_shape(x, weight_in), dtype=torch.int64),
     "backward_tokens": lambda grad, _in, _out, _leaf, z: (_empty_like(grad), torch.empty_like(z), torch.empty_like(z)),
     "backward_weights": _backward_weights,
+    "leaves": lambda x, *_: _empty_like(x),
     "attention": lambda qkv, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
     "rotate_": lambda *_: None,
     "linear_int8": lambda x, _, scale, dtype: x.new_empty(*x.shape[:-1], scale.shape[0], dtype=dtype),
