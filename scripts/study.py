@@ -33,6 +33,7 @@ from typing import Any
 import torch
 import yaml
 
+from ultrafastbert.benchmarks.bert import split_trees
 from ultrafastbert.cli import parse_arguments
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments
@@ -225,6 +226,7 @@ def measure(runs: list[Run], seconds: float) -> list[dict[str, Any]]:
             size = parse_size(arguments.model.fff)
             config = arguments.model.build_config(data.vocab_size, data.sequence_length)
             model = UltraFastBertForMaskedLM(config)
+            split_trees(model)
             models[run.name] = {
                 "model": run.name,
                 "fff": str(size),

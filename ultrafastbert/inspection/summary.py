@@ -12,6 +12,7 @@ from ultrafastbert.inspection.statistics import TreeStatistics, leaves_of_tokens
 from ultrafastbert.layers.usage import evenness
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.progress import track
+from ultrafastbert.utils.sizes import TreeSize
 
 TOKENS_OF_A_LEAF = 8
 """The most frequent tokens of a leaf that a summary lists."""
@@ -29,7 +30,8 @@ def summarize(encoder: Encoder, texts: list[str], fullest: int) -> dict:
         JSON types: `model`, `pretraining_tokens`, `texts`, `cut` (how many texts were), `tokens` (that were counted)
         and `layers`, each with
 
-        - `trees`, `depth`, `dead_leaves`, `leaf_counts` `(trees, leaves)`;
+        - `trees`, `depth`, `leaf_size` (None where every node is a neuron);
+        - `dead_leaves`, `leaf_counts` `(trees, leaves)`;
         - by level, from the root to the leaves, `used` and `evenness`, means over trees, the latter None at the root;
         - by level, from the root to the one above the leaves, `decision_entropy` and `near_zero`, means over tokens;
         - `node_entropy` `(trees, nodes)`, in heap order, the mean over the tokens at each node, None without any;
@@ -68,6 +70,7 @@ def _layer(statistics: TreeStatistics, index: int, encoder: Encoder, fullest: in
     return {
         "trees": layer.trees,
         "depth": layer.depth,
+        "leaf_size": getattr(layer, "leaf_size", None),
         "dead_leaves": int((counts == 0).sum()),
         "leaf_counts": counts.tolist(),
         "used": [1.0, *(used for used, _ in use)],
@@ -107,9 +110,9 @@ def _leaf(statistics: TreeStatistics, index: int, encoder: Encoder, tree: int, l
     }
 
 
-def sizes(summary: dict) -> list[tuple[int, int]]:
-    """Trees and depth of each layer in a summary."""
-    return [(layer["trees"], layer["depth"]) for layer in summary["layers"]]
+def sizes(summary: dict) -> list[TreeSize]:
+    """The size of each layer in a summary."""
+    return [TreeSize(layer["trees"], layer["depth"], layer["leaf_size"]) for layer in summary["layers"]]
 
 
 def trace(encoder: Encoder, text: str) -> dict:

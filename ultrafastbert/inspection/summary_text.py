@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ultrafastbert.inspection.statistics import NEAR_ZERO
 from ultrafastbert.inspection.summary import sizes
-from ultrafastbert.utils.sizes import TreeSize
 
 MEASURES = {
     "used": "fraction of nodes used",
@@ -26,9 +25,10 @@ def render_summary(summary: dict, traces: list[dict]) -> str:
 
 def _headline(summary: dict) -> str:
     layers, pretrained, cut = summary["layers"], summary["pretraining_tokens"], summary["cut"]
-    size = ", ".join(str(TreeSize(*size)) for size in dict.fromkeys(sizes(summary)))
+    size = ", ".join(str(size) for size in dict.fromkeys(sizes(summary)))
+    meaning = "trees x depth" + " x neurons of a leaf" * any(size.leaf_size for size in sizes(summary))
     tokens = f", pretrained on {pretrained / 1e6:.1f} million tokens" if pretrained is not None else ""
-    lines = [f"{summary['model']}: {len(layers)} layers of {size} (trees x depth){tokens}"]
+    lines = [f"{summary['model']}: {len(layers)} layers of {size} ({meaning}){tokens}"]
     note = f"; texts cut at the encoder's last position: {cut:,}" if cut else ""
     lines += [f"{_count(summary['texts'], 'text')}, {_count(summary['tokens'], 'token')}{note}"]
     leaves = max(2 ** layer["depth"] for layer in layers)
