@@ -6,9 +6,11 @@
   divides its tokens at the median of their first principal component, so that every leaf gets as many.
 - Until then all tokens use the first leaf, and `split_by_variance` starts all leaves as copies of it. So a layer can
   be trained as a narrow dense layer first, and the function does not change when the tree grows.
+- Inputs drift while the layers below learn. `balance` moves the thresholds after them, so that leaves stay in use.
 
 In FFF the decisions are those of neurons that also add to the output, and serve neither purpose as well
-(docs/results/trees.md). Sources: arXiv 2308.14711 (leaves); 2212.05055 (leaves that start as copies).
+(docs/results/trees.md). Sources: arXiv 2308.14711 (leaves); 2212.05055 (leaves that start as copies);
+2408.15664 (balance by biases, without gradients).
 """
 
 import math
@@ -34,7 +36,12 @@ class HardFFF(SoftFFF):
         leaf_size: neurons of a leaf.
 
     Shapes: `(..., hidden_size)` -> `(..., hidden_size)`. Parameters are those of `SoftFFF`; the nodes are not
-    trained, and are zero until `split_by_variance`.
+    trained, and are zero until `split_by_variance`. A decision is then the projection of a token in standard
+    deviations of those in the sample, from their median.
+
+    Attributes:
+        leaf_counts: float32 `(leaves,)`, the tokens at each leaf in training mode since `balance`; None, as at first:
+            they are not counted.
 
     Raises:
         ValueError: a size out of range.
@@ -47,6 +54,7 @@ class HardFFF(SoftFFF):
         super().__init__(
             hidden_size, leaf_size, hidden_size, depth, activation=nn.GELU, hardening=math.inf, train_hard=True
         )
+        self.leaf_counts: Tensor | None = None
 
     def reset_parameters(self) -> None:
         """Initialises the leaves from normal distributions; nodes and biases with zeros.
@@ -80,6 +88,7 @@ class HardFFF(SoftFFF):
             raise ValueError("x has no tokens; a tree is split by the tokens of a sample")
         if self.is_split:
             raise ValueError("the tree has decisions; split_by_variance is for one that has none")
+        least = 0.01 * (x - x.mean(0)).square().mean().sqrt() + 1e-5 * x.abs().max()  # less may be that of rounding
         generator = torch.Generator().manual_seed(0)
         groups = {0: x}
         for node in range(len(self.node_weight_in)):
@@ -89,12 +98,37 @@ class HardFFF(SoftFFF):
             direction = principal_direction(tokens - mean, start)
             projection = tokens @ direction
             threshold = projection.median() if len(tokens) > 1 else mean @ direction
-            self.node_weight_in[node, 0] = direction
-            self.node_bias_in[node, 0] = -threshold
+            deviation = (projection - threshold).square().mean().sqrt()
+            deviation = torch.where(deviation > least, deviation, 1)
+            self.node_weight_in[node, 0] = direction / deviation
+            self.node_bias_in[node, 0] = -threshold / deviation
             right = projection > threshold
             groups[2 * node + 1], groups[2 * node + 2] = tokens[~right], tokens[right]
         for leaf in self._leaves():
             leaf[1:] = leaf[:1]
+
+    @torch.no_grad()
+    def balance(self, rate: Tensor | float) -> None:
+        """Moves every threshold towards the median of the tokens that `leaf_counts` counted, and counts anew.
+
+        A tree without decisions does not change.
+
+        Args:
+            rate: twice how far a threshold moves if all tokens go to one side. [standard deviations]
+
+        Raises:
+            ValueError: the tokens are not counted.
+        """
+        if self.leaf_counts is None:
+            raise ValueError("leaf_counts is None; it should be zeros (leaves,), so that tokens are counted")
+        counts, shifts = self.leaf_counts, []
+        for _ in range(self.depth):  # from the lowest level up
+            left, right = counts.view(-1, 2).unbind(1)
+            counts = left + right
+            shifts.insert(0, (left - right) / (2 * counts.clamp(min=1)))
+        if self.depth:
+            self.node_bias_in.add_(torch.cat(shifts).unsqueeze(1) * rate * self.node_weight_in.any())
+        self.leaf_counts.zero_()
 
     def _choose(self, x: Tensor) -> Tensor:
         if self.training:
@@ -102,6 +136,8 @@ class HardFFF(SoftFFF):
         if self._is_for_native(x):
             return torch.ops.ultrafastbert.leaves(x, self.node_weight_in, self.node_bias_in, *self._leaves())
         leaf = self._walk(x) - (2**self.depth - 1)
+        if self.training and self.leaf_counts is not None:
+            self.leaf_counts.index_add_(0, leaf, torch.ones_like(leaf, dtype=torch.float32))
         return leaf_feedforward(x, leaf, *self._leaves())
 
     def _is_for_native(self, x: Tensor) -> bool:

@@ -4,7 +4,6 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.layers.usage import observe_inputs
 from ultrafastbert.pretraining.data.batches import MaskedBatches
 from ultrafastbert.pretraining.step import TrainingStep
@@ -29,7 +28,7 @@ def grow_trees(step: TrainingStep, batches: MaskedBatches, first: int, mask_prob
         The number of layers that were split.
     """
     step.model.eval()
-    layers = [module for module in step.model.modules() if isinstance(module, HardFFF) and module.depth > 0]
+    layers = [tree for tree in step.trees if tree.depth > 0]
     for layer in layers:  # one after the other, because the inputs of one fit into memory
         inputs: list[Tensor] = []
         with observe_inputs([layer], lambda _, x, inputs=inputs: inputs.append(x.flatten(0, -2).float())):

@@ -14,9 +14,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch
 from ultrafastbert.runs.optimizer import Muon, build_optimizer, layer_matrices
+
+BALANCE_RATE = 0.05
+"""How fast the thresholds of trees with leaves follow their tokens, in standard deviations a step; see `balance`."""
 
 
 class TrainingStep:
@@ -48,6 +52,9 @@ class TrainingStep:
         self.lr_ratios = (1.0, train.muon_lr / train.lr)[: len(optimizers)]
         self.wrapped_model, *self.optimizers = accelerator.prepare(model, *optimizers)
         model.train()
+        self.trees = [module for module in model.modules() if isinstance(module, HardFFF)]
+        for tree in self.trees:
+            tree.leaf_counts = torch.zeros(2**tree.depth, device=device)
         self.in_bf16 = in_bf16
         self.autocast: Callable[[], AbstractContextManager] = functools.partial(
             torch.autocast, device.type, dtype=torch.bfloat16, enabled=self.in_bf16
@@ -98,12 +105,18 @@ class TrainingStep:
             optimizer.optimizer.found_inf = found_inf
             optimizer.step()
             optimizer.zero_grad()
+        for tree in self.trees:
+            counts: Any = self.accelerator.reduce(tree.leaf_counts)
+            tree.leaf_counts = counts
+            tree.balance(BALANCE_RATE * (1 - found_inf))
         return values
 
     def discard(self) -> None:
-        """Clears the gradients that were accumulated."""
+        """Clears the gradients that were accumulated, and the counts of tokens at leaves."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        for tree in self.trees:
+            tree.balance(0)
 
     def release(self) -> None:
         """Frees the optimiser and the data-parallel wrapper; there can be no further steps.
