@@ -14,6 +14,14 @@ from ultrafastbert.ops.native import build
 needs_native = pytest.mark.skipif(build._compiler() is None and not native.available(), reason="no C++ compiler")
 
 
+@pytest.fixture(params=["native", "grouped products"])
+def implementation(request, monkeypatch):
+    """Each of the two implementations."""
+    if request.param == "native" and not native.available():
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(native, "available", lambda: request.param == "native")
+
+
 def make(hidden=16, depth=3, size=4, dtype=torch.float32, seed=0):
     """A layer with decisions and different leaves."""
     torch.manual_seed(seed)
@@ -40,6 +48,7 @@ def soft(layer):
     return other.to(layer.leaf_weight_in.dtype)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("shape", [(7, 16), (2, 3, 16), (16,), (0, 16), (300, 16)])
 @pytest.mark.parametrize("depth", [0, 1, 3, 8])
 def test_outputs_are_those_of_soft_fff_on_hard_paths(shape, depth):
@@ -51,6 +60,7 @@ def test_outputs_are_those_of_soft_fff_on_hard_paths(shape, depth):
     assert torch.equal(layer.route(x), soft(layer).route(x))
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("depth", [0, 1, 4])
 def test_gradients_are_those_of_soft_fff(depth):
     layer = make(depth=depth, dtype=torch.float64)
@@ -65,6 +75,7 @@ def test_gradients_are_those_of_soft_fff(depth):
     assert not any(name.startswith("node_") for name in gradients[0])
 
 
+@pytest.mark.usefixtures("implementation")
 def test_gradients_of_the_input_alone():
     layer, x = make().requires_grad_(False), sample(9, 16).requires_grad_()
     layer(x).sum().backward()
@@ -73,10 +84,12 @@ def test_gradients_of_the_input_alone():
     torch.testing.assert_close(x.grad, other.grad)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_there_are_no_second_derivatives():
     x = sample(5, 16).requires_grad_()
     with pytest.raises(NotImplementedError, match="no second derivatives"):
-        torch.autograd.grad(make()(x).sum(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(make()(x).square().sum(), x, create_graph=True)
+        gradient.sum().backward()
 
 
 @needs_native
@@ -133,6 +146,32 @@ def test_the_native_operator_checks_its_arguments(name, change, message):
     arguments[name] = change(arguments[name].detach())
     with torch.no_grad(), pytest.raises((ValueError, TypeError), match=message):
         torch.ops.ultrafastbert.leaves(*arguments.values())
+
+
+@needs_native
+@pytest.mark.parametrize("depth, size, tokens", [(0, 3, 5), (3, 5, 40), (3, 40, 3), (7, 2, 700)])
+@pytest.mark.parametrize("hidden", [5, 300])
+def test_native_gradients_do_not_depend_on_the_number_of_threads(depth, size, tokens, hidden):
+    layer, x = make(hidden, depth, size), sample(tokens, hidden)
+    before, gradients = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            layer.zero_grad()
+            given = x.clone().requires_grad_()
+            layer(given).square().sum().backward()
+            gradients.append([given.grad, *(leaf.grad for leaf in layer._leaves())])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, many) for one, many in zip(*gradients, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("operator", ["leaves", "leaves_with_path"])
+def test_operators_have_the_shapes_that_are_registered(operator):
+    layer, x = make().requires_grad_(operator == "leaves_with_path"), sample(9, 16)
+    arguments = (x, layer.node_weight_in, layer.node_bias_in, *layer._leaves())
+    torch.library.opcheck(getattr(torch.ops.ultrafastbert, operator).default, arguments)
 
 
 def test_before_the_split_the_layer_is_the_dense_layer_of_its_first_leaf():
@@ -206,6 +245,7 @@ def test_errors_of_a_split():
         layer.split_by_variance(sample(30, 8))
 
 
+@pytest.mark.usefixtures("implementation")
 def test_autocast_gives_its_dtype_and_float32_gradients():
     layer, x = make(), sample(40, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -216,6 +256,7 @@ def test_autocast_gives_its_dtype_and_float32_gradients():
     assert layer.leaf_weight_in.grad.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_layer_gives_the_same_results(training):
     layer = make().train(training).requires_grad_(training)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ultrafastbert.layers.soft import SoftFFF
-from ultrafastbert.ops import native
-from ultrafastbert.ops.leaves import leaf_feedforward
+from ultrafastbert.ops.leaves import leaves
 from ultrafastbert.ops.reference import at_least_float32
 from ultrafastbert.utils.validation import check, integer
 
@@ -133,20 +132,10 @@ class HardFFF(SoftFFF):
     def _choose(self, x: Tensor) -> Tensor:
         if self.training:
             self.node_entropy = torch.zeros_like(self.node_bias_in[:, 0])
-        if self._is_for_native(x):
-            return torch.ops.ultrafastbert.leaves(x, self.node_weight_in, self.node_bias_in, *self._leaves())
-        leaf = self._walk(x) - (2**self.depth - 1)
+        output, leaf = leaves(x, self.node_weight_in, self.node_bias_in, *self._leaves())
         if self.training and self.leaf_counts is not None:
             self.leaf_counts.index_add_(0, leaf, torch.ones_like(leaf, dtype=torch.float32))
-        return leaf_feedforward(x, leaf, *self._leaves())
-
-    def _is_for_native(self, x: Tensor) -> bool:
-        """Whether the native operator, which has no gradients, can be used."""
-        if not x.is_cpu or torch.is_autocast_enabled("cpu"):
-            return False
-        if torch.is_grad_enabled() and (x.requires_grad or any(leaf.requires_grad for leaf in self._leaves())):
-            return False
-        return native.available()
+        return output
 
 
 def principal_direction(x: Tensor, start: Tensor) -> Tensor:

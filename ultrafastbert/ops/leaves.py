@@ -1,7 +1,8 @@
-"""Leaves: small feedforward networks with GELU, of which each token uses one.
+"""Trees whose nodes only decide and whose leaves are feedforward networks with GELU: each token uses one leaf.
 
-Tokens are sorted by leaf, and each leaf is multiplied with all of its tokens, in grouped products. Shapes are static;
-where grouped products have a kernel, the host does not wait for the device. There are no second derivatives.
+On a CPU the native operator computes them. Otherwise tokens are sorted by leaf, and each leaf is multiplied with all
+of its tokens, in grouped products: shapes are static, and where these products have a kernel, the host does not wait
+for the device. There are no second derivatives, and decisions have no gradient.
 """
 
 from typing import Any
@@ -10,41 +11,69 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from ultrafastbert.ops import native
 from ultrafastbert.ops.grouped import ALIGNMENT, grouped_mm
 
 
-def leaf_feedforward(
-    x: Tensor, leaf: Tensor, weight_in: Tensor, bias_in: Tensor, weight_out: Tensor, bias_out: Tensor
-) -> Tensor:
-    """Evaluates on each token its leaf, Linear, GELU, Linear.
+def leaves(
+    x: Tensor,
+    node_weight: Tensor,
+    node_bias: Tensor,
+    weight_in: Tensor,
+    bias_in: Tensor,
+    weight_out: Tensor,
+    bias_out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Finds the leaf of each token and evaluates it: Linear, GELU, Linear.
+
+    Args:
+        x: `(tokens, hidden)`, floating point.
+        node_weight: `(leaves - 1, 1, hidden)`, in heap order: node i has the children 2i+1 and 2i+2.
+        node_bias: `(leaves - 1, 1)`; a token goes right where its product with the node plus this is positive.
+        weight_in: `(leaves, size, hidden)`; the number of leaves is a power of two.
+        bias_in: `(leaves, size)`.
+        weight_out: `(leaves, size, hidden)`.
+        bias_out: `(leaves, hidden)`.
+
+    Returns:
+        The output `(tokens, hidden)`, in the dtype of `x`, under autocast in autocast's dtype, as for linear layers;
+        and the leaf of each token, an integer `(tokens,)`.
+    """
+    arguments = (x, node_weight, node_bias, weight_in, bias_in, weight_out, bias_out)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
+            return leaves(*(argument.to(dtype) for argument in arguments))
+    if x.is_cpu and native.available():
+        if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
+            return torch.ops.ultrafastbert.leaves_with_path(*arguments)[:2]
+        return torch.ops.ultrafastbert.leaves(*arguments)
+    leaf = find_leaves(x, node_weight.squeeze(1), node_bias.squeeze(1))
+    return _Leaves.apply(x, leaf, *arguments[3:]), leaf
+
+
+@torch.no_grad()
+def find_leaves(x: Tensor, node_weight: Tensor, node_bias: Tensor) -> Tensor:
+    """The leaf of each token, int64 `(tokens,)`: a product with all nodes and a walk through the result.
 
     Args:
         x: `(tokens, hidden)`.
-        leaf: int64 `(tokens,)`, the leaf of each token.
-        weight_in: `(leaves, size, hidden)`.
-        bias_in: `(leaves, size)`.
-        weight_out: `(leaves, size, output)`.
-        bias_out: `(leaves, output)`.
-
-    Returns:
-        `(tokens, output)` in the dtype of `x`; under autocast in autocast's dtype, as for linear layers.
+        node_weight: `(nodes, hidden)`.
+        node_bias: `(nodes,)`.
     """
-    parameters = [weight_in, bias_in, weight_out, bias_out]
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, parameters = x.to(dtype), [parameter.to(dtype) for parameter in parameters]
-        with torch.autocast(x.device.type, enabled=False):
-            return _Leaves.apply(x, leaf, *parameters)
-    return _Leaves.apply(x, leaf, *parameters)
+    right = x @ node_weight.T + node_bias > 0
+    node = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+    for _ in range(len(node_weight).bit_length()):
+        node = 2 * node + 1 + right.gather(1, node)
+    return node.squeeze(1) - len(node_weight)
 
 
 class _Leaves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, leaf: Tensor, *parameters: Tensor) -> Tensor:
         weight_in, bias_in, weight_out, bias_out = parameters
-        leaves = torch.arange(len(weight_in), device=x.device)
         leaf, order = leaf.sort(stable=True)
-        ends = torch.searchsorted(leaf, leaves, right=True, out_int32=True)
+        ends = torch.searchsorted(leaf, torch.arange(len(weight_in), device=x.device), right=True, out_int32=True)
         rows = x.index_select(0, order)
         pre_activation = grouped_mm(rows, weight_in.transpose(1, 2), ends) + bias_in.index_select(0, leaf)
         output = grouped_mm(gelu(pre_activation), weight_out, ends) + bias_out.index_select(0, leaf)

@@ -20,7 +20,16 @@ TORCH_LIBRARY(ultrafastbert, library) {
       " -> (Tensor, Tensor, Tensor)");
   library.def(
       "leaves(Tensor x, Tensor node_weight, Tensor node_bias, Tensor weight_in, Tensor bias_in, Tensor weight_out,"
-      " Tensor bias_out) -> Tensor");
+      " Tensor bias_out) -> (Tensor, Tensor)");
+  library.def(
+      "leaves_with_path(Tensor x, Tensor node_weight, Tensor node_bias, Tensor weight_in, Tensor bias_in,"
+      " Tensor weight_out, Tensor bias_out) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "leaves_backward_tokens(Tensor grad, Tensor weight_in, Tensor weight_out, Tensor leaf, Tensor pre_activation)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "leaves_backward_weights(Tensor grad, Tensor x, Tensor leaf, Tensor grad_pre_activation, Tensor activation,"
+      " int leaves) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def("attention(Tensor qkv, Tensor offsets, int heads) -> Tensor");
   library.def("rotate_(Tensor(a!) qkv, Tensor cosine, Tensor sine, int heads) -> ()");
   library.def("linear_int8(Tensor x, Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor");
@@ -36,6 +45,9 @@ TORCH_LIBRARY_IMPL(ultrafastbert, CPU, library) {
   library.impl("backward_tokens", backward_tokens_cpu);
   library.impl("backward_weights", backward_weights_cpu);
   library.impl("leaves", leaves_cpu);
+  library.impl("leaves_with_path", leaves_with_path_cpu);
+  library.impl("leaves_backward_tokens", leaves_backward_tokens_cpu);
+  library.impl("leaves_backward_weights", leaves_backward_weights_cpu);
   library.impl("attention", attention_cpu);
   library.impl("rotate_", rotate_cpu);
   library.impl("linear_int8", linear_int8_cpu);

@@ -28,13 +28,31 @@ def _backward_weights(grad: Tensor, x: Tensor, leaf: Tensor, *by_neuron: Tensor)
     return weight, x.new_empty(weight.shape[:2]), torch.empty_like(weight)
 
 
+def _leaf(x: Tensor) -> Tensor:
+    return x.new_empty(x.numel() // x.shape[-1], dtype=torch.int32)
+
+
+def _leaves_with_path(x: Tensor, _nodes: Tensor, _bias: Tensor, weight_in: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+    leaf = _leaf(x)
+    shape = (leaf.shape[0], weight_in.shape[1])
+    return _empty_like(x), leaf, x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _leaves_backward_weights(grad: Tensor, x: Tensor, leaf: Tensor, z: Tensor, _: Tensor, leaves: int) -> Any:
+    weight = x.new_empty(leaves, z.shape[1], x.shape[-1])
+    return weight, weight[..., 0].clone(), torch.empty_like(weight), weight[:, 0].clone()
+
+
 SHAPES: dict[str, Callable[..., Any]] = {
     "fff": lambda x, *_: _empty_like(x),
     "fff_with_path": _fff_with_path,
     "route": lambda x, weight_in, _: x.new_empty(_path_shape(x, weight_in), dtype=torch.int64),
     "backward_tokens": lambda grad, _in, _out, _leaf, z: (_empty_like(grad), torch.empty_like(z), torch.empty_like(z)),
     "backward_weights": _backward_weights,
-    "leaves": lambda x, *_: _empty_like(x),
+    "leaves": lambda x, *_: (_empty_like(x), _leaf(x)),
+    "leaves_with_path": _leaves_with_path,
+    "leaves_backward_tokens": lambda grad, _in, _out, _leaf, z: tuple(torch.empty_like(t) for t in (grad, z, z)),
+    "leaves_backward_weights": _leaves_backward_weights,
     "attention": lambda qkv, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
     "rotate_": lambda *_: None,
     "linear_int8": lambda x, _, scale, dtype: x.new_empty(*x.shape[:-1], scale.shape[0], dtype=dtype),
@@ -48,7 +66,11 @@ def register() -> None:
     for name, shapes in SHAPES.items():
         torch.library.register_fake(f"ultrafastbert::{name}", shapes)
     torch.library.register_autograd("ultrafastbert::fff_with_path", _backward, setup_context=_save_for_backward)
-    for name in ("backward_tokens", "backward_weights"):
+    torch.library.register_autograd(
+        "ultrafastbert::leaves_with_path", _leaves_backward, setup_context=_save_for_leaves_backward
+    )
+    backward = ("backward_tokens", "backward_weights")
+    for name in (*backward, *(f"leaves_{name}" for name in backward)):
         torch.library.register_autograd(f"ultrafastbert::{name}", _no_second_derivative)
 
 
@@ -67,6 +89,21 @@ def _backward(ctx: Any, grad: Tensor, _grad_leaf: None, _grad_pre_activation: No
         return grad_x, None, None, None
     grad_in, grad_bias, grad_out = operators.backward_weights(grad, x, leaf, *by_neuron)
     return grad_x, grad_in, grad_bias if ctx.biased else None, grad_out
+
+
+def _save_for_leaves_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    x, _, _, weight_in, _, weight_out, _ = inputs
+    ctx.save_for_backward(x, weight_in, weight_out, *output[1:])
+
+
+def _leaves_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, weight_in, weight_out, leaf, pre_activation = ctx.saved_tensors
+    operators = torch.ops.ultrafastbert
+    grad = grad.contiguous()
+    grad_x, *by_neuron = operators.leaves_backward_tokens(grad, weight_in, weight_out, leaf, pre_activation)
+    if not any(ctx.needs_input_grad[3:]):
+        return grad_x, *[None] * 6
+    return grad_x, None, None, *operators.leaves_backward_weights(grad, x, leaf, *by_neuron, len(weight_in))
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
