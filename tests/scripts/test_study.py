@@ -11,11 +11,14 @@ import pytest
 import yaml
 
 from tests.scripts.helpers import SCRIPTS, load_script
+from ultrafastbert.cli import parse_arguments
 from ultrafastbert.pretraining.trainer import pretrain
 from ultrafastbert.runs.directory import METRICS
 from ultrafastbert.runs.reporter import read_metrics
 from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.sizes import DenseSize, NoSize, parse_size
 
+STUDIES = sorted((SCRIPTS.parent / "configs" / "studies").glob("*.yaml"))
 MODELS = {"none": {"model.fff": "none"}, "tree": {"model.fff": "1x3"}}
 MODEL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TRAIN = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "precision": "fp32", "eval_sequences": 16}
@@ -124,3 +127,13 @@ def test_a_training_that_fails_stops_the_study(write_study, tmp_path):
     with pytest.raises(UserError, match="the training of x failed; see .*seed-0.log"):
         study.main(study.parse_arguments(study.StudyArguments, ["--config", str(file)]))
     assert "multiple of num_attention_heads" in (tmp_path / "out" / "runs" / "x" / "seed-0.log").read_text()
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_are_complete(file, tmp_path):
+    study = load_script("study")
+    arguments = parse_arguments(study.StudyArguments, ["--config", str(file), "--output_dir", str(tmp_path)])
+    runs = study.plan(arguments)
+    sizes = [parse_size(run.arguments.model.fff) for run in runs if run.seed == 0]
+    assert len(runs) == arguments.seeds * len(sizes) and len(set(sizes)) == len(sizes)
+    assert any(isinstance(size, NoSize) for size in sizes) and any(isinstance(size, DenseSize) for size in sizes)

@@ -8,9 +8,8 @@
   be trained as a narrow dense layer first, and the function does not change when the tree grows.
 - Inputs drift while the layers below learn. `balance` moves the thresholds after them, so that leaves stay in use.
 
-In FFF the decisions are those of neurons that also add to the output, and serve neither purpose as well
-(docs/results/trees.md). Sources: arXiv 2308.14711 (leaves); 2212.05055 (leaves that start as copies);
-2408.15664 (balance by biases, without gradients).
+In FFF the neurons that decide also add to the output; docs/results/trees.md compares the two. Sources: arXiv
+2308.14711 (leaves), 2212.05055 (leaves that start as copies), 2408.15664 (balance by biases, without gradients).
 """
 
 import math

@@ -104,9 +104,15 @@ void for_tokens_of_leaves(const Tensor& x_, const Tensor& node_weight_, const Te
   with_dtype(x, "x", [&](auto t) {
     using T = decltype(t);
     const int64_t depth = std::bit_width(uint64_t(weight_in.size(0))) - 1, hidden = weight_in.size(2);
-    const Leaves<T> f = {depth, weight_in.size(1), hidden, node_weight.const_data_ptr<T>(),
-                         node_bias.const_data_ptr<T>(), weight_in.const_data_ptr<T>(), bias_in.const_data_ptr<T>(),
-                         weight_out.const_data_ptr<T>(), bias_out.const_data_ptr<T>()};
+    const Leaves<T> f = {depth,
+                         weight_in.size(1),
+                         hidden,
+                         node_weight.const_data_ptr<T>(),
+                         node_bias.const_data_ptr<T>(),
+                         weight_in.const_data_ptr<T>(),
+                         bias_in.const_data_ptr<T>(),
+                         weight_out.const_data_ptr<T>(),
+                         bias_out.const_data_ptr<T>()};
     const T* x_data = x.const_data_ptr<T>();
     // waking a thread pays from about ten microseconds of work on
     at::parallel_for(0, x.numel() / hidden, 1 + (1 << 18) / ((depth + f.size) * hidden),

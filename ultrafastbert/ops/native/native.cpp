@@ -1,5 +1,6 @@
-// Schemas of the operators and their registration with PyTorch: those of trees (fff.h, leaves.h) and of the other parts
-// of an encoder (encoder.h). registration.py registers shapes for `torch.compile` and the formula of the gradient.
+// Schemas of the operators and their registration with PyTorch: those of trees (fff.h, leaves.h) and of the other
+// parts of an encoder (encoder.h). registration.py registers shapes for `torch.compile` and the formula of the
+// gradient.
 
 #include <torch/library.h>
 
