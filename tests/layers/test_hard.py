@@ -240,6 +240,9 @@ def test_errors_of_a_split():
         layer.split_by_variance(torch.zeros(0, 8))
     with pytest.raises(ValueError, match=r"x has shape \(3, 7\)"):
         layer.split_by_variance(torch.zeros(3, 7))
+    with pytest.raises(ValueError, match="x has values that are not finite"):
+        layer.split_by_variance(torch.full((5, 8), torch.nan))
+    assert not layer.is_split
     layer.split_by_variance(sample(30, 8))
     with pytest.raises(ValueError, match="the tree has decisions"):
         layer.split_by_variance(sample(30, 8))

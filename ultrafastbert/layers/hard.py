@@ -79,11 +79,13 @@ class HardFFF(SoftFFF):
         fewer than two tokens reach gets a random plane through their mean.
 
         Raises:
-            ValueError: there are no tokens, or the tree already has decisions.
+            ValueError: there are no tokens or some are not finite, or the tree already has decisions.
         """
         x = at_least_float32(self.tokens(x))
         if not len(x):
             raise ValueError("x has no tokens; a tree is split by the tokens of a sample")
+        if not x.isfinite().all():
+            raise ValueError("x has values that are not finite; a tree cannot be split by them")
         if self.is_split:
             raise ValueError("the tree has decisions; split_by_variance is for one that has none")
         least = 0.01 * (x - x.mean(0)).square().mean().sqrt() + 1e-5 * x.abs().max()  # less may be that of rounding
