@@ -5,7 +5,7 @@
 The model is a BERT of transformers or an encoder of this package with dense layers. Inputs and outputs of each layer
 are recorded on texts, and a layer of each size learns the outputs from the inputs by regression. Beside it, every size
 has a bias and a factor for each channel, which is all that `none` has. The result is the fraction of the outputs'
-variance that stays unexplained on texts that were not trained on. Tokens with the largest outputs are left out: in
+variance that stays unexplained on texts that were not trained on. Tokens with the largest outputs are dropped: in
 BERT, one token in twenty holds most of the variance, and a fit to all would be a fit to these.
 """
 
@@ -53,7 +53,7 @@ class FitArguments:
     max_length: int = 64
     """Texts are cut to this length. [tokens]"""
     drop: float = 0.05
-    """Tokens that are left out, those with the largest outputs. [fraction, 0 to 1]"""
+    """Tokens that are dropped, those with the largest outputs. [fraction, 0 to 1]"""
     steps: int = 1500
     """Steps of Adam for each fit."""
     batch_size: int = 1024
