@@ -5,6 +5,7 @@ only slow them down. The variable is set before PyTorch is imported, and inherit
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -109,3 +110,11 @@ def small_run(small_run_directory, make_arguments):
     if not small_run_directory.exists():
         pretrain(make_arguments(output_dir=small_run_directory, keep_checkpoints=9))
     return small_run_directory
+
+
+@pytest.fixture
+def sigint():
+    """SIGINT has its default effect, even if the tests run in the background, where a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -43,6 +43,7 @@ def test_results_come_in_order_and_are_kept(images, plan, tmp_path, monkeypatch)
     assert run(plan, images, tmp_path) == results
 
 
+@pytest.mark.usefixtures("sigint")
 def test_a_comparison_that_was_stopped_resumes(images, plan, tmp_path, monkeypatch):
     whole = run(plan, images, tmp_path / "whole")
     started, measure = [], LayerTraining.measure

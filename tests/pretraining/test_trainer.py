@@ -90,14 +90,6 @@ def test_a_new_process_fills_masks_with_the_result(make_arguments):
     assert done.stdout.strip() == "5"
 
 
-@pytest.fixture
-def sigint():
-    """SIGINT has its default effect, even if the tests run in the background, where a shell ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize(
     "options",
