@@ -48,6 +48,14 @@ def test_round_trip(tmp_path):
         ({"pad_token_id": 32768}, ["pad_token_id is 32768", "32767"]),
         ({"pad_token_id": -1}, ["pad_token_id is -1"]),
         ({"hidden_size": "768"}, ["hidden_size", "int", "768"]),
+        ({"embedding_size": 8}, ["head_transform is False", "True, because embedding_size is given"]),
+        ({"embedding_size": 0, "head_transform": True}, ["embedding_size is 0", "at least 1"]),
+        ({"embedding_size": 7, "head_transform": True}, ["embedding_size is 7", "even"]),
+        ({"feedforward_sizes": ["1x2"]}, ["feedforward_sizes is ['1x2']", "num_hidden_layers (16) sizes"]),
+        ({"feedforward_sizes": ["1y2"], "num_hidden_layers": 1}, ["feedforward_sizes is '1y2'", "1xDEPTHxLEAF"]),
+        ({"norm_position": "middle"}, ["norm_position", "middle"]),
+        ({"type_vocab_size": -1}, ["type_vocab_size is -1", "at least 0"]),
+        ({"hidden_act": "smelu"}, ["hidden_act is 'smelu'"]),
     ],
 )
 def test_refused_at_construction(options, words):

@@ -28,7 +28,31 @@ HEADS = [
 ]
 ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
 LEAVES = {"fff_trees": 1, "fff_leaf_size": 3}
-ARCHITECTURES = [{"feedforward": "fff"}, LEAVES, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
+BERT = {
+    "position_embedding": "learned",
+    "type_vocab_size": 2,
+    "norm_position": "post",
+    "projection_bias": True,
+    "hidden_act": "relu",
+    "head_transform": True,
+    "decoder_bias": True,
+    "feedforward": "dense",
+}
+MIXED = BERT | {
+    "embedding_size": 8,
+    "num_hidden_layers": 4,
+    "feedforward_sizes": ["2x2", "1x2x3", "none", "dense-12"],
+    "feedforward_skip": True,
+}
+ARCHITECTURES = [
+    {"feedforward": "fff"},
+    LEAVES,
+    {"feedforward": "dense"},
+    {"feedforward": "none"},
+    ROTARY,
+    BERT,
+    MIXED,
+]
 
 
 def tiny(**options):
@@ -55,7 +79,10 @@ def make(model_class, seed=0, attention="sdpa", **options):
 
 
 def split(model):
-    """Gives trees with leaves their decisions, and different leaves."""
+    """Gives trees with leaves their decisions and different leaves, and lets biases and skips matter."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "skip" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
     for module in model.modules():
         if isinstance(module, HardFFF):
             module.split_by_variance(torch.randn(100, module.input_size))
@@ -86,7 +113,7 @@ def test_hidden_states(options, attention):
     model = make(UltraFastBertModel, attention=attention, **options)
     output = model(tokens(), output_hidden_states=True)
     assert output.last_hidden_state.shape == (3, 9, 16)
-    assert len(output.hidden_states) == 3
+    assert len(output.hidden_states) == 1 + model.config.num_hidden_layers
     assert output.hidden_states[-1] is output.last_hidden_state
     torch.testing.assert_close(output.hidden_states[0], model.embeddings(tokens(), None, torch.arange(9)[None]))
     assert output.attentions is None
@@ -112,6 +139,66 @@ def test_pre_norm_layer_by_hand():
     x = x + attended @ layer.attention.o_proj.weight.T
     x = x + layer.feedforward(layer.feedforward_norm(x))
     torch.testing.assert_close(model(tokens()).last_hidden_state, model.final_norm(x))
+
+
+def test_post_norm_layer_by_hand():
+    """One layer with one head and biases, with a tree and a skip in place of the dense layer, written out."""
+    sizes = {"feedforward_sizes": ["2x2"], "feedforward_skip": True}
+    model = make(UltraFastBertModel, **(BERT | sizes), num_hidden_layers=1, num_attention_heads=1)
+    layer, x = model.layers[0], model.embeddings(tokens(), None, torch.arange(9)[None])
+    qkv, out = layer.attention.qkv_proj, layer.attention.o_proj
+    q, k, v = (x @ qkv.weight.T + qkv.bias).chunk(3, dim=-1)
+    attended = (q @ k.mT / math.sqrt(16)).softmax(-1) @ v
+    x = layer.attention_norm(x + attended @ out.weight.T + out.bias)
+    x = layer.feedforward_norm(x + layer.feedforward(x) + layer.skip.factor * x + layer.skip.bias)
+    torch.testing.assert_close(model(tokens()).last_hidden_state, x)
+    assert model.final_norm is None
+
+
+def test_embeddings_by_hand():
+    """Learned positions and token types, narrower than the encoder."""
+    model = make(UltraFastBertModel, **MIXED)
+    embeddings, types = model.embeddings, (tokens() > 20).long()
+    weights = [part.weight for part in (embeddings.position_embeddings, embeddings.type_embeddings)]
+    x = embeddings.word_embeddings.weight[tokens()] + weights[0][:9] + weights[1][types]
+    norm, projection = embeddings.norm, embeddings.projection
+    expected = F.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps) @ projection.weight.T + projection.bias
+    torch.testing.assert_close(embeddings(tokens(), None, torch.arange(9)[None], types), expected)
+    output = model(tokens(), token_type_ids=types, output_hidden_states=True)
+    torch.testing.assert_close(output.hidden_states[0], expected)
+    zeros = model(tokens(), token_type_ids=torch.zeros(1, 9, dtype=torch.long))
+    assert torch.equal(zeros[0], model(tokens())[0]) and not torch.equal(output[0], zeros[0])
+
+
+def test_head_transform_by_hand():
+    model = make(UltraFastBertForMaskedLM, **MIXED)
+    dense, norm = model.transform.dense, model.transform.norm
+    x = (model.model(tokens())[0] @ dense.weight.T + dense.bias).relu()
+    x = F.layer_norm(x, (8,), norm.weight, norm.bias, norm.eps)
+    decoder = model.model.embeddings.word_embeddings.weight
+    torch.testing.assert_close(model(tokens()).logits, x @ decoder.T + model.decoder.bias)
+
+
+def test_token_types_of_multiple_choice():
+    model = make(UltraFastBertForMultipleChoice, **BERT)
+    choices, types = tokens(batch=6).view(3, 2, 9), (tokens(batch=6, seed=2) > 20).long()
+    together = model(choices, token_type_ids=types.view(3, 2, 9)).logits
+    apart = model(choices.view(6, 1, 9), token_type_ids=types.view(6, 1, 9)).logits
+    torch.testing.assert_close(together, apart.view(3, 2))
+    assert not torch.allclose(together, model(choices).logits)
+
+
+def test_sizes_of_layers():
+    layers = make(UltraFastBertModel, **MIXED).layers
+    assert [str(size) for size in tiny(**MIXED).sizes_by_layer] == MIXED["feedforward_sizes"]
+    assert [type(layer.feedforward).__name__ for layer in layers] == [
+        "FFF",
+        "HardFFF",
+        "NoneType",
+        "UltraFastBertDense",
+    ]
+    assert layers[2].has_feedforward  # the skip and its norm
+    assert not make(UltraFastBertModel, feedforward_sizes=["none", "1x2"]).layers[0].has_feedforward
 
 
 def test_a_layer_without_feedforward_is_attention_alone():
@@ -474,7 +561,7 @@ def test_initialisation_from_the_meta_device(options):
     model.init_weights()
     model.tie_weights()
     assert model.eval()(tokens()).logits.isfinite().all()
-    if options is not ROTARY:
+    if options.get("position_embedding", "sinusoidal") == "sinusoidal":
         torch.testing.assert_close(model.model.embeddings.positions, sinusoids(20, 16))
 
 
@@ -535,7 +622,7 @@ def test_loading_in_half_precision(tmp_path, options):
     model.save_pretrained(tmp_path)
     half = UltraFastBertForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     assert {tensor.dtype for tensor in (*half.parameters(), *half.buffers())} == {torch.bfloat16}
-    if options is not ROTARY:
+    if options.get("position_embedding", "sinusoidal") == "sinusoidal":
         positions = sinusoids(20, 16).bfloat16()
         torch.testing.assert_close(half.model.embeddings.positions, positions, rtol=0, atol=0)
     logits = half(tokens(), attention_mask=right_padded()).logits

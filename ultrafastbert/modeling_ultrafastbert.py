@@ -9,6 +9,8 @@
   and the decoder costs a quarter when a quarter of the tokens is masked.
 - Padding on either side does not change the outputs of real tokens: positions are counted from the first real token of
   a sequence.
+- Options of the configuration turn it into an encoder of the BERT family, of which `ultrafastbert convert` makes use:
+  post-norm layers, learned positions, token types, biases, factorised embeddings, a head transform.
 """
 # ruff: noqa: D417 - arguments that the `forward` of a head does not document are those of `UltraFastBertModel.forward`.
 
@@ -37,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.hard import HardFFF
+from ultrafastbert.utils.sizes import DenseSize, NoSize, Size
 
 Angles = tuple[Tensor, Tensor]
 """The cosines and sines of rotary positions, each `(batch or 1, seq, head_dim)`, float32."""
@@ -85,29 +88,53 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class UltraFastBertEmbeddings(nn.Module):
-    """Token embeddings, plus sinusoidal positions times a learned scale where they are used, then norm and dropout."""
+    """Embeddings of tokens, of their types and positions where these are used, then norm and dropout.
+
+    Sinusoidal positions are multiplied by a learned scale. Embeddings narrower than the encoder are projected.
+    """
 
     positions: Tensor
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.adds_positions = config.position_embedding == "sinusoidal"
-        if self.adds_positions:
+        width = config.embedding_size or config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.adds_positions = config.position_embedding != "rotary"
+        self.has_sinusoids = config.position_embedding == "sinusoidal"
+        if self.has_sinusoids:
             self.position_scale = nn.Parameter(torch.full((1,), config.hidden_size**-0.5))
-            table = sinusoids(config.max_position_embeddings, config.hidden_size)
+            table = sinusoids(config.max_position_embeddings, width)
             # Not saved: `_init_weights` recomputes it when a model is loaded on the meta device.
             self.register_buffer("positions", table.to(self.position_scale), persistent=False)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        elif self.adds_positions:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = None if config.embedding_size is None else nn.Linear(width, config.hidden_size)
 
-    def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor) -> Tensor:
-        """`(batch, seq)` ids or `(batch, seq, hidden)` embeddings, `(batch or 1, seq)` -> `(batch, seq, hidden)`."""
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """`(batch, seq)` ids or `(batch, seq, embedding)`, `(batch or 1, seq)` -> `(batch, seq, hidden)`.
+
+        Token types, `(batch or 1, seq)`, are 0 by default.
+        """
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.adds_positions:
-            positions = nn.functional.embedding(position_ids, self.positions)  # (batch or 1, seq, hidden)
+        if self.type_embeddings is not None:
+            types = torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids
+            embeddings = embeddings + self.type_embeddings(types)
+        if self.has_sinusoids:
+            positions = nn.functional.embedding(position_ids, self.positions)  # (batch or 1, seq, embedding)
             embeddings = embeddings + self.position_scale * positions
-        return self.dropout(self.norm(embeddings))
+        elif self.adds_positions:
+            embeddings = embeddings + self.position_embeddings(position_ids)
+        embeddings = self.dropout(self.norm(embeddings))
+        return embeddings if self.projection is None else self.projection(embeddings)
 
 
 def eager_attention_forward(
@@ -137,7 +164,7 @@ def eager_attention_forward(
 
 
 class UltraFastBertAttention(nn.Module):
-    """Multi-head self-attention over all tokens, without biases."""
+    """Multi-head self-attention over all tokens."""
 
     is_causal = False
 
@@ -147,8 +174,8 @@ class UltraFastBertAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         # One matrix for query, key and value: rows [q; k; v], each (heads, head_dim).
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.projection_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.projection_bias)
         self.o_proj.starts_at_zero = config.zero_init_outputs  # pyright: ignore[reportArgumentType]
 
     def forward(
@@ -186,35 +213,57 @@ class UltraFastBertAttention(nn.Module):
 
 
 class UltraFastBertDense(nn.Module):
-    """An ordinary feedforward layer without biases, for comparison with the trees."""
+    """An ordinary feedforward layer of some number of neurons."""
 
-    def __init__(self, config: UltraFastBertConfig):
+    def __init__(self, config: UltraFastBertConfig, neurons: int):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, neurons, bias=config.projection_bias)
+        self.activation = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(neurons, config.hidden_size, bias=config.projection_bias)
         self.down_proj.starts_at_zero = config.zero_init_outputs  # pyright: ignore[reportArgumentType]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(..., hidden)` -> `(..., hidden)`."""
-        return self.down_proj(nn.functional.gelu(self.up_proj(hidden_states)))
+        return self.down_proj(self.activation(self.up_proj(hidden_states)))
 
 
-class UltraFastBertLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer."""
+class UltraFastBertSkip(nn.Module):
+    """A factor for each channel and a bias, which start at zero: what is cheap of a layer that a tree replaces."""
 
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
+        self.factor = nn.Parameter(torch.zeros(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(..., hidden)` -> `(..., hidden)`."""
+        return torch.addcmul(self.bias, hidden_states, self.factor)
+
+
+def make_feedforward(config: UltraFastBertConfig, size: Size) -> nn.Module | None:
+    """A feedforward layer of this size, `(..., hidden)` -> `(..., hidden)`; None for `none`."""
+    if isinstance(size, NoSize):
+        return None
+    if isinstance(size, DenseSize):
+        return UltraFastBertDense(config, size.neurons)
+    if size.leaf_size is not None:
+        return HardFFF(config.hidden_size, size.depth, size.leaf_size)
+    return FFF(config.hidden_size, size.depth, trees=size.trees)
+
+
+class UltraFastBertLayer(GradientCheckpointingLayer):
+    """A transformer layer with norms before its parts, or after them."""
+
+    def __init__(self, config: UltraFastBertConfig, size: Size):
+        super().__init__()
+        self.norms_after = config.norm_position == "post"
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = UltraFastBertAttention(config)
-        self.feedforward = None
-        if config.feedforward != "none":
+        self.feedforward = make_feedforward(config, size)
+        self.skip = UltraFastBertSkip(config) if config.feedforward_skip else None
+        self.has_feedforward = self.feedforward is not None or self.skip is not None
+        if self.has_feedforward:
             self.feedforward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if config.feedforward == "fff" and config.fff_leaf_size is not None:
-            self.feedforward = HardFFF(config.hidden_size, config.fff_depth, config.fff_leaf_size)
-        elif config.feedforward == "fff":
-            self.feedforward = FFF(config.hidden_size, config.fff_depth, trees=config.fff_trees)
-        elif config.feedforward == "dense":
-            self.feedforward = UltraFastBertDense(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -225,11 +274,21 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> Tensor:
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
-        attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, position_embeddings, **kwargs)
+        x = hidden_states if self.norms_after else self.attention_norm(hidden_states)
+        attended, _ = self.attention(x, attention_mask, position_embeddings, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        if self.feedforward is None:
+        if self.norms_after:
+            hidden_states = self.attention_norm(hidden_states)
+        if not self.has_feedforward:
             return hidden_states
-        return hidden_states + self.dropout(self.feedforward(self.feedforward_norm(hidden_states)))
+        x = hidden_states if self.norms_after else self.feedforward_norm(hidden_states)
+        hidden_states = hidden_states + self.dropout(self.feed_forward(x))
+        return self.feedforward_norm(hidden_states) if self.norms_after else hidden_states
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The output of the feedforward layer and of the skip beside it: `(..., hidden)` -> `(..., hidden)`."""
+        outputs = [part(x) for part in (self.feedforward, self.skip) if part is not None]
+        return outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
 
 
 class UltraFastBertPreTrainedModel(PreTrainedModel):
@@ -250,9 +309,14 @@ class UltraFastBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear) and getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
             return
         super()._init_weights(module)  # linear layers, embeddings and norms
-        if isinstance(module, UltraFastBertEmbeddings) and module.adds_positions:
+        if isinstance(module, UltraFastBertSkip):
+            init.zeros_(module.factor)
+            init.zeros_(module.bias)
+        elif isinstance(module, UltraFastBertEmbeddings) and module.has_sinusoids:
             init.constant_(module.position_scale, self.config.hidden_size**-0.5)
             length, width = module.positions.shape
             init.copy_(module.positions, sinusoids(length, width))
@@ -269,8 +333,10 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
     def __init__(self, config: UltraFastBertConfig):
         super().__init__(config)
         self.embeddings = UltraFastBertEmbeddings(config)
-        self.layers = nn.ModuleList([UltraFastBertLayer(config) for _ in range(config.num_hidden_layers)])
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList([UltraFastBertLayer(config, size) for size in config.sizes_by_layer])
+        self.final_norm = None
+        if config.norm_position == "pre":
+            self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -282,6 +348,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
         """Encodes a batch of token sequences.
@@ -290,26 +357,27 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             input_ids: `(batch, seq)` int64.
             attention_mask: `(batch, seq)`, nonzero for real tokens and 0 for padding; None if there is no padding. A
                 4-D mask is passed to the attention function unchanged.
-            position_ids: `(batch or 1, seq)` int64; sinusoidal ones are less than `max_position_embeddings`. By
+            position_ids: `(batch or 1, seq)` int64; those that are added are less than `max_position_embeddings`. By
                 default positions count from the first real token of a sequence, masked tokens after it included.
-            inputs_embeds: `(batch, seq, hidden)`, instead of `input_ids`.
+            inputs_embeds: `(batch, seq, embedding)`, instead of `input_ids`.
+            token_type_ids: `(batch or 1, seq)` int64, less than `type_vocab_size`, 0 by default. They have no effect
+                if the model has no embeddings of token types.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention function.
-                `token_type_ids` have no effect, because there are no segment embeddings.
 
         Returns:
             `last_hidden_state` `(batch, seq, hidden)`. With `output_hidden_states` also `hidden_states`: the
-            embeddings, then the output of each layer, the last one after the final norm.
+            embeddings, then the output of each layer, the last one after the final norm if there is one.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or a sinusoidal position is not
-                less than `max_position_embeddings`.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or an added position is not less
+                than `max_position_embeddings`.
         """
         inputs = select_inputs(input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs, attention_mask)
         else:
             self._check_position_ids(position_ids)
-        hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids)
+        hidden_states = self.embeddings(input_ids, inputs_embeds, position_ids, token_type_ids)
         angles = None
         if not self.embeddings.adds_positions:
             head_dim = self.config.hidden_size // self.config.num_attention_heads
@@ -328,7 +396,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
-        return self.final_norm(hidden_states)
+        return hidden_states if self.final_norm is None else self.final_norm(hidden_states)
 
     def _default_position_ids(self, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
         """`(batch or 1, seq)` int64: positions counted from each sequence's first real token, 0 before it."""
@@ -354,6 +422,21 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             )
 
 
+class UltraFastBertHeadTransform(nn.Module):
+    """What BERT has before its decoder: a linear layer to the width of the embeddings, activation and norm."""
+
+    def __init__(self, config: UltraFastBertConfig):
+        super().__init__()
+        width = config.embedding_size or config.hidden_size
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(..., hidden)` -> `(..., embedding)`."""
+        return self.norm(self.activation(self.dense(hidden_states)))
+
+
 class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
     """The encoder with a decoder that predicts masked tokens."""
 
@@ -362,7 +445,9 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
     def __init__(self, config: UltraFastBertConfig):
         super().__init__(config)
         self.model = UltraFastBertModel(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.transform = UltraFastBertHeadTransform(config) if config.head_transform else None
+        width = config.embedding_size or config.hidden_size
+        self.decoder = nn.Linear(width, config.vocab_size, bias=config.decoder_bias)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -399,7 +484,7 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
         hidden_states = outputs.last_hidden_state  # (batch, seq, hidden)
         if masked_positions is not None:
             hidden_states, labels = _gather_columns(masked_positions, hidden_states, labels)
-        logits = self.decoder(hidden_states)
+        logits = self.decoder(hidden_states if self.transform is None else self.transform(hidden_states))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **kwargs)
@@ -587,6 +672,7 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MultipleChoiceModelOutput:
         """Scores choices; arguments not listed are those of `UltraFastBertModel.forward`.
@@ -601,11 +687,11 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
         """
         choices = select_inputs(input_ids, inputs_embeds).shape[1]
         # (batch, choices, ...) -> (batch * choices, ...)
-        input_ids, attention_mask, position_ids, inputs_embeds = (
+        input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids = (
             None if tensor is None else tensor.flatten(0, 1)
-            for tensor in (input_ids, attention_mask, position_ids, inputs_embeds)
+            for tensor in (input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids)
         )
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids, **kwargs)
         logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask)).view(-1, choices)
         loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device)) if labels is not None else None
         return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)

@@ -34,7 +34,28 @@ HEADS = [
 ]
 ROTARY = {"position_embedding": "rotary", "decoder_bias": True}
 LEAVES = {"fff_leaf_size": 6}
-ARCHITECTURES = [{"feedforward": "fff"}, LEAVES, {"feedforward": "dense"}, {"feedforward": "none"}, ROTARY]
+BERT = {
+    "position_embedding": "learned",
+    "type_vocab_size": 2,
+    "norm_position": "post",
+    "projection_bias": True,
+    "feedforward": "dense",
+}
+MIXED = BERT | {
+    "feedforward_sizes": ["dense-32", "1x4x8", "none"],
+    "feedforward_skip": True,
+    "embedding_size": 24,
+    "head_transform": True,
+}
+ARCHITECTURES = {
+    "fff": {"feedforward": "fff"},
+    "leaves": LEAVES,
+    "dense": {"feedforward": "dense"},
+    "none": {"feedforward": "none"},
+    "rotary": ROTARY,
+    "bert": BERT,
+    "mixed": MIXED,
+}
 
 
 def make(model_class=UltraFastBertModel, **options):
@@ -53,7 +74,10 @@ def make(model_class=UltraFastBertModel, **options):
 
 
 def split(model):
-    """Gives trees with leaves their decisions, and different leaves."""
+    """Gives trees with leaves their decisions and different leaves, and lets biases and skips matter."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "skip" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
     for module in model.modules():
         if isinstance(module, HardFFF):
             module.split_by_variance(torch.randn(200, module.input_size))
@@ -90,7 +114,7 @@ def hidden(model, **inputs):
 
 
 @needs_native
-@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "leaves", "dense", "none", "rotary"])
+@pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
 @pytest.mark.parametrize(
     "settings, most",
     [
@@ -254,7 +278,8 @@ def test_it_prints_its_changes(capsys):
     assert "float32" in said and "6 linear layers" in said and "int8" in said
     optimize_for_inference(make(feedforward="dense"), dtype="bfloat16", int8=False)
     said = capsys.readouterr().err
-    assert "bfloat16" in said and "12 linear layers" in said and "int8" not in said
+    assert "bfloat16" in said and "int8" not in said
+    assert ("12 linear layers" in said) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     optimize_for_inference(make(), verbose=False)
     assert capsys.readouterr().err == ""
 

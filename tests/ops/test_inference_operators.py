@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ultrafastbert.inference.operators import int8_levels
 from ultrafastbert.modeling_ultrafastbert import rotary_positions, rotate
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
@@ -103,7 +104,7 @@ def test_attention_checks_its_arguments(shape, offsets, heads, match):
 
 
 def quantized(weight):
-    scale = weight.abs().amax(1) / 127
+    scale = weight.abs().amax(1) / int8_levels()
     rounded = (weight / scale[:, None]).round()
     return torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None), scale, (rounded * scale[:, None]).double()
 
@@ -123,6 +124,15 @@ def test_linear_int8_multiplies_rounded_factors(dtype, tokens, width, outputs):
     narrow = torch.ops.ultrafastbert.linear_int8(x, packed, scale, torch.bfloat16)
     assert narrow.dtype is torch.bfloat16
     torch.testing.assert_close(narrow.float() / size, output / size, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int8_levels_do_not_overflow(sign):
+    """The largest factors that a token and a weight can have, all of one sign."""
+    weight = torch.full((3, 100), sign * int8_levels(), dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    output = torch.ops.ultrafastbert.linear_int8(torch.ones(2, 100), packed, torch.ones(3), torch.float32)
+    torch.testing.assert_close(output, torch.full((2, 3), sign * 100.0 * int8_levels()))
 
 
 def test_linear_int8_of_zero_nan_infinite_and_no_tokens():

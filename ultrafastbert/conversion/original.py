@@ -99,6 +99,20 @@ ENCODER = {
     "encoder.final_norm.weight": "model.final_norm.weight",
     "encoder.final_norm.bias": "model.final_norm.bias",
 }
+NOT_IN_THE_ORIGINAL = {
+    "embedding_size": None,
+    "position_embedding": "sinusoidal",
+    "type_vocab_size": 0,
+    "norm_position": "pre",
+    "projection_bias": False,
+    "hidden_act": "gelu",
+    "head_transform": False,
+    "decoder_bias": False,
+    "fff_leaf_size": None,
+    "feedforward_sizes": None,
+    "feedforward_skip": False,
+}
+"""Options of this package that the original does not have, and the only values that it can express."""
 LAYER = {
     "norm1.weight": "attention_norm.weight",
     "norm1.bias": "attention_norm.bias",
@@ -199,9 +213,8 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
     with errors_name(config_file):
         check("model_type", config.get("model_type"), exactly(UltraFastBertConfig.model_type))
         model_class = _one_of({c.__name__: c for c in HEADS}, "architectures", config.get("architectures"))
-        check("position_embedding", config.get("position_embedding", "sinusoidal"), exactly("sinusoidal"))
-        check("decoder_bias", config.get("decoder_bias", False), exactly(False))
-        check("fff_leaf_size", config.get("fff_leaf_size"), exactly(None))
+        for option, default in NOT_IN_THE_ORIGINAL.items():
+            check(option, config.get(option, default), exactly(default))
         model = model_class.from_pretrained(source, dtype="auto")
         original = _config_to_original(model)
 

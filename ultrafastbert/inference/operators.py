@@ -10,6 +10,7 @@
   fuse (docs/benchmarks/cpu.md) and saves its delay at the first call.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NoReturn, cast
 
@@ -28,17 +29,19 @@ def refuse_to_save(*_: Any) -> NoReturn:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without bias whose weight is packed for oneDNN: `(..., in)` -> `(..., out)`.
+    """A linear layer whose weight is packed for oneDNN: `(..., in)` -> `(..., out)`.
 
     Args:
         weight: `(out, in)`.
+        bias: `(out,)`, or None.
         dtype: of inputs, products and outputs.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
+        self.bias = None if bias is None else bias.to(dtype, copy=True)
         self.packed = self._pack(weight)  # not a parameter: PyTorch cannot read this layout
 
     def _pack(self, weight: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
     def extra_repr(self) -> str:
         """The sizes and the dtype, for `print(model)`."""
@@ -59,18 +62,32 @@ class PackedLinear(nn.Module):
     __reduce_ex__ = refuse_to_save
 
 
+@functools.cache
+def int8_levels() -> int:
+    """The largest int8 weight whose products oneDNN adds exactly on this processor.
+
+    It is 127, or 63 without VNNI or AMX: there, pairs of products are added in 16 bits, and larger weights overflow
+    without an error.
+    """
+    one_token, one_output = torch.full((1, 64), 10.0), torch.ones(1)
+    largest = torch.ops.onednn.qlinear_prepack(torch.full((1, 64), 127, dtype=torch.int8), None)
+    product = torch.ops.ultrafastbert.linear_int8(one_token, largest, one_output, torch.float32)
+    return 127 if abs(product.item() - 10 * 64 * 127) < 1 else 63
+
+
 class Int8Linear(PackedLinear):
     """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token."""
 
     def _pack(self, weight: Tensor) -> Tensor:
         weight = weight.float()
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
+        self.scale = (weight.abs().amax(dim=1) / int8_levels()).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
         return torch.ops.onednn.qlinear_prepack(rounded, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
-        return torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
+        output = torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
+        return output if self.bias is None else output.add_(self.bias)
 
 
 class UnpaddedLayers:
@@ -78,7 +95,7 @@ class UnpaddedLayers:
 
     Args:
         encoder: the encoder whose layers are run.
-        norms: the norms of the layers in the order of their use, then the final norm, in float32.
+        norms: the norms of the layers in the order of their use, then the final norm if there is one, in float32.
         dtype: of what the norms return, which the layers compute in.
     """
 
@@ -118,20 +135,45 @@ class UnpaddedLayers:
 
         `angles` are the cosines and sines of rotary positions, each `(tokens, head_dim / 2)`; empty without them.
         """
-        operators = torch.ops.ultrafastbert
         heads = self.encoder.config.num_attention_heads
-        stream = tokens.to(torch.float32, copy=True)
-        norms = iter(self.norms)
-        x = operators.add_norm(stream, None, *next(norms), self.dtype)
+        stream = Stream(tokens.to(torch.float32, copy=True), self.norms, self.encoder.final_norm is None, self.dtype)
+        x = stream.begin()
         for layer in cast(Iterable[UltraFastBertLayer], self.encoder.layers):
             qkv = layer.attention.qkv_proj(x)
             if angles:
-                operators.rotate_(qkv, *angles, heads)
-            attended = operators.attention(qkv, offsets, heads)
-            x = operators.add_norm(stream, layer.attention.o_proj(attended), *next(norms), self.dtype)
-            if layer.feedforward is not None:
-                x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
+                torch.ops.ultrafastbert.rotate_(qkv, *angles, heads)
+            x = stream.add(layer.attention.o_proj(torch.ops.ultrafastbert.attention(qkv, offsets, heads)))
+            if layer.has_feedforward:
+                x = stream.add(layer.feed_forward(x))
         return x
+
+
+class Stream:
+    """The residual stream of pre-norm or post-norm layers, in float32.
+
+    Args:
+        values: `(tokens, hidden)`, float32; pre-norm layers change them in place.
+        norms: in the order of their use.
+        norms_after: whether the stream is the output of the last norm (post-norm) or the sum of updates (pre-norm).
+        dtype: of what `begin` and `add` return, and of updates.
+    """
+
+    def __init__(self, values: Tensor, norms: list[Norm], norms_after: bool, dtype: torch.dtype):
+        self.values, self.norms, self.norms_after, self.dtype = values, iter(norms), norms_after, dtype
+
+    def begin(self) -> Tensor:
+        """The input of the first layer, `(tokens, hidden)`."""
+        if self.norms_after:
+            return self.values.to(self.dtype)
+        return torch.ops.ultrafastbert.add_norm(self.values, None, *next(self.norms), self.dtype)
+
+    def add(self, update: Tensor) -> Tensor:
+        """Adds an update `(tokens, hidden)` and returns the next norm."""
+        add_norm = torch.ops.ultrafastbert.add_norm
+        if not self.norms_after:
+            return add_norm(self.values, update, *next(self.norms), self.dtype)
+        self.values = add_norm(self.values, update.float(), *next(self.norms), torch.float32)
+        return self.values.to(self.dtype)
 
 
 def _angles_of_tokens(position_embeddings: Angles | None, batch: int) -> list[Tensor]:

@@ -54,7 +54,7 @@ def optimize_for_inference(
     encoder = cast(UltraFastBertModel, model.base_model)
     norms = [  # in order of use, and not those of the copy, which are rounded
         (norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps)
-        for norm in (*encoder.layers.modules(), encoder.final_norm)
+        for norm in (*encoder.layers.modules(), encoder.final_norm)  # post-norm encoders have no final norm
         if isinstance(norm, nn.LayerNorm)
     ]
     packed = _packed_linear_layers(encoder, dtype, int8) if native_operators else {}
@@ -63,8 +63,9 @@ def optimize_for_inference(
     if native_operators:
         encoder = cast(UltraFastBertModel, optimized.base_model)
         encoder.run_layers = UnpaddedLayers(encoder, norms, dtype)  # pyright: ignore[reportAttributeAccessIssue]
+        if packed:
+            done += [f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}"]
         done += [
-            f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}",
             "padding removed, attention, residuals and norms computed by native operators, residuals in float32",
         ]
     else:
@@ -105,9 +106,14 @@ def _packed_linear_layers(encoder: UltraFastBertModel, dtype: torch.dtype, int8:
     """The linear layers inside the encoder's layers, and what replaces each."""
     if not torch.backends.mkldnn.is_available():
         return {}
+    if dtype is torch.bfloat16 and not int8 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return {}
     packed = Int8Linear if int8 else PackedLinear
     linear_layers = [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
-    return {linear: packed(linear.weight.detach(), dtype) for linear in linear_layers}
+    return {
+        linear: packed(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), dtype)
+        for linear in linear_layers
+    }
 
 
 def _copy(model: Model, dtype: torch.dtype, replaced: dict[nn.Module, nn.Module]) -> Model:

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedConfig
 
-from ultrafastbert.utils.sizes import TreeSize
+from ultrafastbert.utils.sizes import DenseSize
 
 
 def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: int, masked: int) -> float:
@@ -21,11 +21,8 @@ def training_flops(config: PreTrainedConfig, sequences: float, sequence_length: 
     2204.02311, appendix B.
     """
     hidden = config.hidden_size
-    feedforward = getattr(config, "feedforward", "dense")  # BERT's configuration has no such field
-    if feedforward == "fff":
-        neurons = TreeSize(config.fff_trees, config.fff_depth, config.fff_leaf_size).used
-    else:
-        neurons = config.intermediate_size if feedforward == "dense" else 0
+    # BERT's configuration has one size of dense layers
+    sizes = getattr(config, "sizes_by_layer", [DenseSize(config.intermediate_size)] * config.num_hidden_layers)
     attention = 4 * hidden**2 + 2 * sequence_length * hidden  # weights, and products of pairs counted as weights
-    encoder = sequences * sequence_length * config.num_hidden_layers * (attention + 2 * neurons * hidden)
+    encoder = sequences * sequence_length * sum(attention + 2 * size.used * hidden for size in sizes)
     return 6 * (encoder + sequences * masked * hidden * config.vocab_size)

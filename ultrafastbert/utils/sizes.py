@@ -82,7 +82,10 @@ class NoSize(NamedTuple):
         return "none"
 
 
-def parse_size(text: str, name: str = "size") -> TreeSize | DenseSize | NoSize:
+Size = TreeSize | DenseSize | NoSize
+
+
+def parse_size(text: str, name: str = "size") -> Size:
     """Reads `TREESxDEPTH`, `1xDEPTHxLEAF`, `dense-NEURONS` or `none`.
 
     Raises:
