@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,6 +31,10 @@ WEIGHTS_FILES = (
 )
 """The first of them that exists is read."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+NAME_ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "[0-9]*/*"]
+"""What a model on the Hub may consist of; directories with a number are modules of sentence-transformers."""
+HUB_EXPORTS = ["onnx/*", "openvino/*"]
 OBJECT = Rule(lambda value: isinstance(value, dict) and len(value) > 0, "an object that is not empty")
 
 
@@ -49,6 +54,32 @@ def errors_name(file: Path) -> Iterator[None]:
         yield
     except (ValueError, StrictDataclassError) as error:
         raise ConversionError(f"{file}: {error}") from error
+
+
+def find_model(source: str | Path) -> Path:
+    """The directory of a model, which is downloaded if it is on the Hub: configuration, tokenizer, PyTorch weights.
+
+    Args:
+        source: a directory or the name of a model on the Hub.
+
+    Raises:
+        ConversionError: `source` is neither, or cannot be downloaded.
+    """
+    directory, name = Path(source), str(source)
+    if directory.is_dir():
+        return directory
+    if directory.exists() or not NAME_ON_THE_HUB.fullmatch(name):
+        found = "is not a directory" if directory.exists() else "does not exist"
+        raise ConversionError(f"{source} {found}, and is not the name of a model on the Hub")
+    try:
+        directory = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_EXPORTS))
+        if not any(directory.glob("*.safetensors")):
+            directory = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
+    except Exception as error:  # of the Hub, the network or the disk
+        raise ConversionError(
+            f"{source} is not a directory here, and cannot be downloaded from the Hub: {error}"
+        ) from error
+    return directory
 
 
 def read_json(file: Path) -> dict[str, Any]:

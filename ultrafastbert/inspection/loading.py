@@ -16,7 +16,6 @@ from pathlib import Path
 
 from safetensors.torch import load_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
@@ -29,6 +28,7 @@ from ultrafastbert.pretraining.data.sources import TextFile
 from ultrafastbert.runs.checkpoints import numbered_checkpoints, read_checkpoint, step_of
 from ultrafastbert.runs.directory import CHECKPOINTS, CONFIG, FINAL, TRAINING_RECORD, run_of
 from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.transformers import quiet_transformers
 
 
 @dataclass
@@ -84,25 +84,11 @@ def load_encoder(name: str) -> Encoder:
     path = Path(name)
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"model {name} does not exist, and is not a name on the Hub")
-    with _quiet_transformers():
+    with quiet_transformers():
         encoder = _load_checkpoint(name) if _is_checkpoint(path) else _load_pretrained(name)
     encoder.model.eval()
     _check(encoder)
     return encoder
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silences progress bars, and warnings about the weights of a head, which are not needed."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager
