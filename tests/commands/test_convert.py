@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from tests.conversion import original_code as original
+from tests.conversion.bert_family import write
 
 
 def convert(*arguments):
@@ -38,3 +39,26 @@ def test_an_existing_directory_is_not_overwritten(tmp_path):
     result = convert(source, source)
     assert result.returncode == 1
     assert result.stderr == f"error: {source} exists and is not an empty directory\n"
+
+
+def test_an_encoder_of_the_bert_family_is_converted(tmp_path):
+    write(tmp_path / "source", "bert", "ForPreTraining")
+    result = convert(tmp_path / "source", tmp_path / "ours")
+    assert result.returncode == 0, result.stderr
+    assert "UltraFastBertForMaskedLM: 2 layers of width 24, feedforward dense-40," in result.stdout
+    assert "its outputs differ from the original's by at most" in result.stdout
+    assert "wrote" in result.stdout and "tokenizer.json" in result.stdout
+    assert "without an equivalent here: bert.pooler.dense.bias" in result.stderr and "Loading" not in result.stderr
+    result = convert(tmp_path / "ours", tmp_path / "again")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'ours'} is a model of this package already")
+    result = convert("--to_original", "true", tmp_path / "ours", tmp_path / "back")
+    assert result.returncode == 1 and "position_embedding is 'learned'" in result.stderr
+
+
+def test_other_models_are_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "modernbert", "architectures": ["ModernBertModel"]}')
+    result = convert(tmp_path, tmp_path / "ours")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'config.json'}: model_type is 'modernbert', which has")
+    assert "gated feedforward layers; only bert, roberta, " in result.stderr

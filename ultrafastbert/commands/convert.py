@@ -1,21 +1,29 @@
-"""`ultrafastbert convert SRC DST`: converts checkpoints of the original code, and back."""
+"""`ultrafastbert convert MODEL DST`: converts encoders of the BERT family and checkpoints of the original code."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers.utils import logging
 
-from ultrafastbert.conversion.original import from_original, to_original
-from ultrafastbert.modeling_ultrafastbert import UltraFastBertForSequenceClassification
+from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
+from ultrafastbert.conversion.encoder import convert_encoder
+from ultrafastbert.conversion.families import FAMILIES
+from ultrafastbert.conversion.files import ConversionError, find_model, new_directory, read_json
+from ultrafastbert.conversion.original import from_original, is_original, to_original
+from ultrafastbert.modeling_ultrafastbert import UltraFastBertForSequenceClassification, UltraFastBertPreTrainedModel
 from ultrafastbert.utils.errors import UserError
-from ultrafastbert.utils.sizes import DenseSize, TreeSize
 
 
 @dataclass
 class ConvertArguments:
     """Options of `ultrafastbert convert`."""
 
-    source: str = field(metadata={"help": "Checkpoint directory to convert."})
+    source: str = field(
+        metadata={
+            "help": f"Model to convert: a directory, or a name on the Hub, of type {', '.join(FAMILIES)}, or a "
+            "checkpoint of the original code."
+        }
+    )
     destination: str = field(metadata={"help": "Directory to create; it must not exist, or be empty."})
     to_original: bool = False
     """Convert a model of this package to a checkpoint of the original code, instead of the reverse."""
@@ -31,17 +39,37 @@ def convert(arguments: ConvertArguments) -> None:
     logging.disable_progress_bar()
     destination = Path(arguments.destination)
     try:
-        model = (to_original if arguments.to_original else from_original)(arguments.source, destination)
+        model, notes = _convert(arguments.source, destination, arguments.to_original)
     except OSError as error:
         raise UserError(str(error)) from error
     config = model.config
-    trees, dense = TreeSize(config.fff_trees, config.fff_depth), DenseSize(config.intermediate_size)
+    sizes = ", ".join(dict.fromkeys(map(str, config.sizes_by_layer)))
     print(
         f"{type(model).__name__}: {config.num_hidden_layers} layers of width {config.hidden_size}, "
-        f"feedforward {trees if config.feedforward == 'fff' else dense}, "
-        f"{model.num_parameters():,} parameters, {model.dtype}"
+        f"feedforward {sizes}, {model.num_parameters():,} parameters, {model.dtype}"
     )
-    is_classifier = isinstance(model, UltraFastBertForSequenceClassification)
-    if is_classifier and config.classifier_pooling == "mean" and not arguments.to_original:
-        print("note: the classifier averages over real tokens only; the original averages over padding too")
-    print(f"wrote {destination}: {', '.join(sorted(file.name for file in destination.iterdir()))}")
+    for note in notes:
+        print(note)
+    files = sorted(f"{file.name}/" if file.is_dir() else file.name for file in destination.iterdir())
+    print(f"wrote {destination}: {', '.join(files)}")
+
+
+def _convert(source: str, destination: Path, back: bool) -> tuple[UltraFastBertPreTrainedModel, list[str]]:
+    """The converted model, and what the user should know of it."""
+    new_directory(destination)  # before a download
+    directory = find_model(source)
+    if back:
+        return to_original(directory, destination), []
+    if is_original(directory):
+        model = from_original(directory, destination)
+        if isinstance(model, UltraFastBertForSequenceClassification) and model.config.classifier_pooling == "mean":
+            return model, [
+                "note: the classifier averages over real tokens only; the original averages over padding too"
+            ]
+        return model, []
+    if read_json(directory / "config.json").get("model_type") == UltraFastBertConfig.model_type:
+        raise ConversionError(
+            f"{source} is a model of this package already; --to_original true converts it for the original code"
+        )
+    model, difference = convert_encoder(directory, destination)
+    return model, [f"its outputs differ from the original's by at most {difference:.1e} (float32, sample texts)"]

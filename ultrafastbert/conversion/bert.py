@@ -173,7 +173,7 @@ def _config(config: PreTrainedConfig, family: Family, head: Head, first_position
         fields["embedding_size"] = None  # there is no projection then
     if fields["classifier_dropout"] is None:
         fields["classifier_dropout"] = fields["hidden_dropout_prob"]
-    if not fields["classifier_activation"]:  # ELECTRA's may be None
+    if not fields["classifier_activation"]:  # that of ELECTRA's summary may be empty
         fields["classifier_activation"] = "linear"
     fields |= {name: getattr(config, name) for name in CARRIED}
     try:

@@ -74,7 +74,9 @@ def find_model(source: str | Path) -> Path:
     try:
         directory = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=HUB_EXPORTS))
         if not any(directory.glob("*.safetensors")):
-            directory = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
+            directory = Path(
+                snapshot_download(name, allow_patterns=["pytorch_model*.bin"], ignore_patterns=HUB_EXPORTS)
+            )
     except Exception as error:  # of the Hub, the network or the disk
         raise ConversionError(
             f"{source} is not a directory here, and cannot be downloaded from the Hub: {error}"

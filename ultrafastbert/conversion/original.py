@@ -25,6 +25,8 @@ from ultrafastbert.modeling_ultrafastbert import (
 from ultrafastbert.utils.settings import flatten
 from ultrafastbert.utils.validation import Rule, check
 
+MODEL_TYPE = "crammedBERT"
+TRAINING_CONFIG = "model_config.json"  # the original's training saves `arch` alone, in this file
 # Options of the original and their names in UltraFastBertConfig; two options with the same name here must agree.
 CARRIED = {
     "hidden_size": "hidden_size",
@@ -225,15 +227,26 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
     return model
 
 
+def is_original(directory: Path) -> bool:
+    """Whether a directory is a checkpoint of the original code, by its configuration.
+
+    Raises:
+        ConversionError: it has no configuration, or one that cannot be read.
+    """
+    if (directory / TRAINING_CONFIG).is_file() and not (directory / "config.json").is_file():
+        return True
+    return files.read_json(directory / "config.json").get("model_type") == MODEL_TYPE
+
+
 def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
     """The original's configuration file and its content, with `arch` and what is stored beside it."""
-    file = directory / "model_config.json"
+    file = directory / TRAINING_CONFIG
     if file.is_file() and not (directory / "config.json").is_file():
-        return file, {"arch": files.read_json(file)}  # the original's training saves `arch` alone
+        return file, {"arch": files.read_json(file)}
     file = directory / "config.json"
     config = files.read_json(file)
     with errors_name(file):
-        check("model_type", config.get("model_type"), exactly("crammedBERT"))
+        check("model_type", config.get("model_type"), exactly(MODEL_TYPE))
         check("arch", config.get("arch"), OBJECT)
     return file, config
 
@@ -318,7 +331,7 @@ def _config_to_original(model: UltraFastBertPreTrainedModel) -> dict[str, Any]:
             value = _one_of({ours: theirs for theirs, ours in VALUES[name].items()}, field, value)
         options[name] = value
     original = {
-        "model_type": "crammedBERT",
+        "model_type": MODEL_TYPE,
         "architectures": [name for name, ours in CLASSES.items() if ours is type(model)],
         "torch_dtype": str(model.dtype).removeprefix("torch."),
     }
