@@ -56,7 +56,7 @@ COMMANDS = {
         "commands.inspect:InspectArguments",
     ),
     "convert": Command(
-        "Convert a checkpoint of the original UltraFastBERT code, or convert one back.",
+        "Convert an encoder of the BERT family, or a checkpoint of the original code, or one back.",
         "commands.convert:convert",
         "commands.convert:ConvertArguments",
     ),
