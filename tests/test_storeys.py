@@ -10,7 +10,7 @@ import ultrafastbert
 PACKAGE = Path(ultrafastbert.__file__).parent
 STOREYS = [
     {"cli", "__main__", "commands"},
-    {"benchmarks", "experiments", "inspection"},
+    {"benchmarks", "distillation", "experiments", "inspection"},
     {"pretraining", "finetuning", "conversion"},
     {"runs", "inference"},
     {"__init__", "modeling_ultrafastbert"},

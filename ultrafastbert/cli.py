@@ -60,6 +60,11 @@ COMMANDS = {
         "commands.convert:convert",
         "commands.convert:ConvertArguments",
     ),
+    "distill": Command(
+        "Replace the feedforward layers of a trained encoder by trees.",
+        "distillation.trainer:distill",
+        "distillation.arguments:DistillArguments",
+    ),
     "compare": Command(
         "Compare trees with ordinary layers and mixtures of experts, as arXiv 2308.14711 does.",
         "experiments.compare:compare_layers",

@@ -274,15 +274,27 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> Tensor:
         """`(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
+        hidden_states = self.attend(hidden_states, attention_mask, position_embeddings, **kwargs)
+        if not self.has_feedforward:
+            return hidden_states
+        return self.add_update(hidden_states, self.feed_forward(self.feedforward_input(hidden_states)))
+
+    def attend(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
+    ) -> Tensor:
+        """The first half of the layer, attention: `(batch, seq, hidden)` -> `(batch, seq, hidden)`."""
         x = hidden_states if self.norms_after else self.attention_norm(hidden_states)
         attended, _ = self.attention(x, attention_mask, position_embeddings, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        if self.norms_after:
-            hidden_states = self.attention_norm(hidden_states)
-        if not self.has_feedforward:
-            return hidden_states
-        x = hidden_states if self.norms_after else self.feedforward_norm(hidden_states)
-        hidden_states = hidden_states + self.dropout(self.feed_forward(x))
+        return self.attention_norm(hidden_states) if self.norms_after else hidden_states
+
+    def feedforward_input(self, hidden_states: Tensor) -> Tensor:
+        """What the feedforward layer sees of the states after attention: `(..., hidden)` -> `(..., hidden)`."""
+        return hidden_states if self.norms_after else self.feedforward_norm(hidden_states)
+
+    def add_update(self, hidden_states: Tensor, update: Tensor) -> Tensor:
+        """The output of the layer: the states after attention and what the feedforward layer adds to them."""
+        hidden_states = hidden_states + self.dropout(update)
         return self.feedforward_norm(hidden_states) if self.norms_after else hidden_states
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -372,6 +384,18 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or an added position is not less
                 than `max_position_embeddings`.
         """
+        hidden_states, angles = self.embed(input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids)
+        return BaseModelOutput(self.run_layers(hidden_states, attention_mask, angles, **kwargs))
+
+    def embed(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Angles | None]:
+        """The input of the first layer, `(batch, seq, hidden)`, and the angles of rotary positions; see `forward`."""
         inputs = select_inputs(input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs, attention_mask)
@@ -382,7 +406,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         if not self.embeddings.adds_positions:
             head_dim = self.config.hidden_size // self.config.num_attention_heads
             angles = rotary_positions(position_ids, head_dim, self.config.rope_theta)
-        return BaseModelOutput(self.run_layers(hidden_states, attention_mask, angles, **kwargs))
+        return hidden_states, angles
 
     def run_layers(
         self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any

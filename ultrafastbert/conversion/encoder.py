@@ -67,9 +67,7 @@ def convert_encoder(source: str | Path, destination: str | Path) -> tuple[UltraF
     tokenizer.model_max_length = longest  # tokenizers without a limit would not truncate
     with written_whole(destination) as directory:
         model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        _copy_vocabulary(tokenizer, source, directory)
-        _copy_sentence_modules(source, directory)
+        save_companions(tokenizer, source, directory)
         batches = _samples(tokenizer, original)
         _compare_tokens(batches, _samples(load_tokenizer(directory), original))
         difference = _compare(original.float(), load_encoder(directory).float(), batches)
@@ -93,6 +91,17 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         raise ConversionError(f"the tokenizer in {directory} has no padding token; it should have one")
     return tokenizer
+
+
+def save_companions(tokenizer: PreTrainedTokenizerBase, source: Path, directory: Path) -> None:
+    """Writes the tokenizer and, of a model of sentence-transformers, the modules after its encoder, to `directory`.
+
+    Raises:
+        ConversionError: the list of modules in `source` is damaged, or names one that is missing.
+    """
+    tokenizer.save_pretrained(directory)
+    _copy_vocabulary(tokenizer, source, directory)
+    _copy_sentence_modules(source, directory)
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
