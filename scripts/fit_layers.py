@@ -25,11 +25,12 @@ from ultrafastbert.cli import parse_arguments
 from ultrafastbert.inspection.loading import read_texts
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.hard import HardFFF
+from ultrafastbert.layers.replace import build_feedforward
 from ultrafastbert.runs.environment import environment
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.files import write_atomically
 from ultrafastbert.utils.progress import track
-from ultrafastbert.utils.sizes import DenseSize, NoSize, parse_size
+from ultrafastbert.utils.sizes import DenseSize, parse_size
 from ultrafastbert.utils.tables import markdown_table
 from ultrafastbert.utils.validation import NOT_EMPTY, POSITIVE, PROPER_FRACTION, Rule, check, check_fields, integer
 
@@ -86,21 +87,17 @@ class Fitted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(tokens, hidden)` -> `(tokens, hidden)`."""
-        skipped = x * self.factor + self.bias
-        return skipped if self.layer is None else skipped + self.layer(x)
+        return x * self.factor + self.bias + self.layer(x)
 
 
-def build(text: str, x: Tensor) -> nn.Module | None:
-    """A layer of this size for inputs such as `x (tokens, hidden)`; None for no layer."""
+def build(text: str, x: Tensor) -> nn.Module:
+    """A layer of this size for inputs such as `x (tokens, hidden)`."""
     size, hidden = parse_size(text), x.shape[1]
-    if isinstance(size, NoSize):
-        return None
     if isinstance(size, DenseSize):  # a tree of depth 0 is a dense layer, and starts as trees do
         return FFF(hidden, depth=0, trees=size.neurons)
-    if size.leaf_size is None:
-        return FFF(hidden, size.depth, size.trees)
-    layer = HardFFF(hidden, size.depth, size.leaf_size)
-    layer.split_by_variance(x[:100_000])
+    layer = build_feedforward(text, hidden)
+    if isinstance(layer, HardFFF):
+        layer.split_by_variance(x[:100_000])
     return layer
 
 

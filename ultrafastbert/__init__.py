@@ -19,7 +19,9 @@ from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.inference.optimize import optimize_for_inference
 from ultrafastbert.layers.baselines import FeedForward, MixtureOfExperts
 from ultrafastbert.layers.fff import FFF
+from ultrafastbert.layers.growing import grow_trees
 from ultrafastbert.layers.hard import HardFFF
+from ultrafastbert.layers.replace import replace_feedforward
 from ultrafastbert.layers.soft import SoftFFF
 from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForMaskedLM,
@@ -60,5 +62,7 @@ __all__ = [
     "UltraFastBertForTokenClassification",
     "UltraFastBertModel",
     "UltraFastBertPreTrainedModel",
+    "grow_trees",
     "optimize_for_inference",
+    "replace_feedforward",
 ]

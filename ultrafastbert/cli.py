@@ -76,7 +76,7 @@ COMMANDS = {
         "commands.plot:PlotArguments",
     ),
     "benchmark": Command(
-        "Measure speed on this machine: benchmark layer | encoder | training | soft.",
+        "Measure speed on this machine: benchmark layer | encoder | training | generation | soft.",
         "",
         "",
     ),
@@ -97,6 +97,11 @@ BENCHMARKS = {
         "Time whole training steps of encoders with trees and with ordinary layers.",
         "benchmarks.training:benchmark",
         "benchmarks.training:TrainingArguments",
+    ),
+    "generation": Command(
+        "Time a decoder with trees, token by token, against its own feedforward layers.",
+        "benchmarks.generation:benchmark",
+        "benchmarks.generation:GenerationArguments",
     ),
     "soft": Command(
         "Time SoftFFF against the layer of pip's fastfeedforward.",

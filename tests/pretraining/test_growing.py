@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from ultrafastbert import HardFFF, UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.data.batches import MaskedBatches
 from ultrafastbert.pretraining.data.prepare import prepare
-from ultrafastbert.pretraining.growing import grow_trees
+from ultrafastbert.pretraining.growing import grow_from_batches
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.pretraining.trainer import pretrain
 from ultrafastbert.runs.reporter import read_metrics
@@ -39,7 +39,7 @@ def test_growing_changes_decisions_and_no_output(training):
     step, batches = training()
     batch = batches.read(100, 0.25)
     before = step.loss(batch).item()
-    assert grow_trees(step, batches, 12, 0.25) == 2
+    assert len(grow_from_batches(step, batches, 12, 0.25)) == 2
     assert step.model.training
     assert step.loss(batch).item() == pytest.approx(before, rel=1e-6)
     for tree in trees(step):
@@ -54,7 +54,7 @@ def test_growing_changes_decisions_and_no_output(training):
 
 def test_leaves_differ_after_further_training(training):
     step, batches = training()
-    grow_trees(step, batches, 12, 0.25)
+    grow_from_batches(step, batches, 12, 0.25)
     nodes = [tree.node_weight_in.clone() for tree in trees(step)]
     for place in range(3, 9):
         step.update(step.accumulate(batches.read(4 * place, 0.25)), lr=0.01)
@@ -67,7 +67,7 @@ def test_leaves_differ_after_further_training(training):
 def test_other_layers_do_not_grow(training, fff):
     step, batches = training(fff)
     before = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
-    assert grow_trees(step, batches, 12, 0.25) == 0
+    assert grow_from_batches(step, batches, 12, 0.25) == []
     assert all(torch.equal(tensor, before[name]) for name, tensor in step.model.state_dict().items())
 
 

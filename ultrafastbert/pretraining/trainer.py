@@ -28,7 +28,7 @@ from ultrafastbert.pretraining.data.batches import MaskedBatches
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.data.prepare import prepare
 from ultrafastbert.pretraining.evaluation import Evaluation, evaluate
-from ultrafastbert.pretraining.growing import grow_trees
+from ultrafastbert.pretraining.growing import grow_from_batches
 from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.reporting import PretrainingReporter
 from ultrafastbert.pretraining.schedule import Progress, mask_probability, micro_batches, triangle
@@ -139,8 +139,8 @@ class Trainer:
     def _grow(self, fraction: float) -> None:
         """Makes the decisions of trees with leaves."""
         masked = mask_probability(fraction, self.train)
-        if layers := grow_trees(self.step, self.batches, self.progress.sequences, masked):
-            self.reporter.say(f"step {self.progress.step} ({fraction:.0%}): the trees of {layers} layers have grown")
+        if count := len(grow_from_batches(self.step, self.batches, self.progress.sequences, masked)):
+            self.reporter.say(f"step {self.progress.step} ({fraction:.0%}): the trees of {count} layers have grown")
         self.progress.has_grown = True
 
     def _launch_step(self, fraction: float, interrupt: Interrupt) -> bool:
