@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ultrafastbert.modeling_ultrafastbert import Angles, UltraFastBertLayer, UltraFastBertModel
+from ultrafastbert.utils.hardware import multiplies_int8
 
 Norm = tuple[Tensor, Tensor, float]
 """Weight, bias and epsilon."""
@@ -60,11 +61,14 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(PackedLinear):
-    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token."""
+    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token.
+
+    Processors without instructions for it add pairs of products in 16 bits, which overflow unless weights have 7 bits.
+    """
 
     def _pack(self, weight: Tensor) -> Tensor:
-        weight = weight.float()
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
+        weight, most = weight.float(), 127 if multiplies_int8() else 63
+        self.scale = (weight.abs().amax(dim=1) / most).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
         rounded = (weight / self.scale[:, None]).round().to(torch.int8)
         return torch.ops.onednn.qlinear_prepack(rounded, None)
 

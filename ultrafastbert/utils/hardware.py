@@ -23,6 +23,17 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def processor_has(*features: str) -> bool:
+    """Whether the processor has one of these instruction sets, by their names in `torch.cpu.get_capabilities`."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(feature, False) for feature in features)
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor adds products of 8-bit numbers in 32 bits (VNNI, AMX)."""
+    return processor_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
 class Peak(NamedTuple):
     """The highest rates of a GPU.
 
