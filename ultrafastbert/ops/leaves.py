@@ -64,7 +64,7 @@ def leaves(
 
 def _check(*arguments: Tensor, same_dtype: bool = True) -> None:
     names = ("x", "node_weight", "node_bias", "weight_in", "bias_in", "weight_out", "bias_out")
-    named = dict(zip(names, arguments, strict=True))
+    named: dict[str, Tensor] = dict(zip(names, arguments, strict=True))
     check_layouts(named)
     shape = tuple(named["weight_in"].shape)
     if len(shape) != 3 or 0 in shape or shape[0] & (shape[0] - 1):

@@ -83,7 +83,7 @@ def check_values(name: str, tensor: Tensor, limit: int, limit_name: str) -> None
     """Raises a ValueError unless all values are at least 0 and less than the limit; reads them on a CPU only."""
     if type(tensor) is not Tensor or not tensor.is_cpu or not tensor.numel() or torch.compiler.is_compiling():
         return
-    if torch.jit._trace.is_tracing():
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return
     lowest, highest = tensor.aminmax()
     if lowest < 0 or highest >= limit:
