@@ -25,7 +25,7 @@ from ultrafastbert.pretraining.data.sources import TextFile
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("[!.]*") if path.is_file()}
 
 
 def left_behind(cache: Path) -> list[str]:
@@ -122,7 +122,7 @@ def test_damaged_data_is_reported(text_file, arguments_for):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
-@pytest.mark.parametrize("step", ["_read", "_make_tokenizer", "_pack", "_fingerprint"])
+@pytest.mark.parametrize("step", ["_read", "_make_tokenizer", "_pack", "compute_fingerprint"])
 def test_an_interrupted_preparation_leaves_no_files(text_file, arguments_for, cache, monkeypatch, step, error):
     original = getattr(build, step)
 
