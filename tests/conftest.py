@@ -22,6 +22,12 @@ from ultrafastbert.pretraining.data.arguments import DataArguments  # noqa: E402
 from ultrafastbert.pretraining.data.packed import FORMAT, VERSION, compute_fingerprint  # noqa: E402
 from ultrafastbert.pretraining.trainer import pretrain  # noqa: E402
 
+
+def pytest_addoption(parser):
+    help = "how much longer than by default the tests in tests/faults search, such as 20"
+    parser.addoption("--faults-budget", type=float, default=1.0, help=help)
+
+
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB, LENGTH = 60, 32
 

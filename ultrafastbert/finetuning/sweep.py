@@ -46,7 +46,8 @@ def finetune_all(arguments: FinetuneArguments) -> Mapping[str, Any]:
         The content of `glue.json`, as `report.collect` returns it; {} in processes other than the main one.
 
     Raises:
-        UserError: a model, data, settings or directory that cannot be used; the message says what to change.
+        UserError: a model, data, settings or directory that cannot be used, or, after all trainings, some that
+            diverged; the message says what to change.
         Interrupted: SIGINT, SIGTERM or SIGHUP; finished trainings are kept.
     """
     # Unlike Accelerator, PartialState does not choose the CPU where no accelerator is available.
@@ -135,7 +136,11 @@ class Sweep:
     def run(self) -> Mapping[str, Any]:
         """Runs the trainings that have no result, and writes the tables; see `finetune_all`."""
         self.results.finish(self._plan, self._train)
-        return self._report(final=True) if self.state.is_main_process else {}
+        if not self.state.is_main_process:
+            return {}
+        results = self._report(final=True)
+        _refuse_diverged(results)
+        return results
 
     def _plan(self) -> list[TaskRun]:
         """All trainings; those with seeds join once the task's learning rates have been tried."""
@@ -231,6 +236,16 @@ class Sweep:
             self.encoded = None  # frees its memory first
             self.encoded = encode_task(self.loaders[task](), self.tokenizer, self.arguments.max_length)
         return self.encoded
+
+
+def _refuse_diverged(results: Mapping[str, Any]) -> None:
+    """Raises a UserError if any training diverged; trials of learning rates may."""
+    runs = [run for runs in results["tasks"].values() for run in runs if not run["is_trial"]]
+    if diverged := [f"{run['run']} ({run['diverged']})" for run in runs if "diverged" in run]:
+        raise UserError(
+            f"{len(diverged)} of {len(runs)} trainings diverged and have no score: {'; '.join(diverged)}. A lower lr,"
+            " or max_grad_norm 1, may help, in another output_dir or with --resume never. The other results are kept."
+        )
 
 
 def fingerprint_model(name: str) -> str:

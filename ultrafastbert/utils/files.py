@@ -43,6 +43,8 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
 
 def is_intact(content: dict[str, Any]) -> bool:
     """Whether a sealed object has not changed; True for one without a checksum, as earlier versions wrote them."""
+    if not isinstance(content, dict):
+        return False
     return CHECKSUM not in content or content[CHECKSUM] == _checksum(content)
 
 
