@@ -9,7 +9,7 @@ import importlib
 import os
 import signal
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import ultrafastbert
@@ -208,13 +208,26 @@ def parse_arguments(arguments_class: type, argv: list[str], program: str = "", s
         parser.add_argument(name, **options)
     parser.add_class_arguments(arguments_class, None, skip={field.name for field in by_hand}, as_group=False)
     try:
-        namespace = parser.instantiate(parser.parse_args([_with_current_name(word) for word in argv]))
-        return arguments_class(**{field.name: namespace[field.name] for field in fields(arguments_class)})
+        words = [_with_current_name(word) for word in argv]
+        namespace = parser.instantiate(parser.parse_args(words))
+        arguments = arguments_class(**{field.name: namespace[field.name] for field in fields(arguments_class)})
+        _mark_given(arguments, {word[2:].partition("=")[0] for word in words if word.startswith("--")})
+        return arguments
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
     except TypeError as error:  # raised for "model:" with nothing below it
         print(f"error: a section of the YAML file is empty or not a table of options: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _mark_given(arguments: Any, names: set[str]) -> None:
+    """Tells each section with an attribute `given` which of its options the command line names."""
+    if hasattr(arguments, "given"):
+        arguments.given = frozenset(names)
+    for field in fields(arguments):
+        if is_dataclass(section := getattr(arguments, field.name)):
+            prefix = f"{field.name}."
+            _mark_given(section, {name.removeprefix(prefix) for name in names if name.startswith(prefix)})
 
 
 @functools.cache

@@ -101,7 +101,7 @@ class UltraFastBertConfig(PreTrainedConfig):
         """
         check_fields(self, at_least(1), "vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings")
         check_fields(self, at_least(1), "fff_trees", "fff_leaf_size", "intermediate_size", "classifier_hidden_size")
-        check_fields(self, at_least(0), "num_hidden_layers")
+        check_fields(self, between(0, 10_000), "num_hidden_layers")
         check_fields(self, between(0, MAX_DEPTH), "fff_depth")
         check_fields(self, DROPOUT, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         check_fields(self, POSITIVE, "layer_norm_eps", "initializer_range", "rope_theta")

@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.hard import HardFFF
+from ultrafastbert.layers.memory import check_memory
 from ultrafastbert.utils.inputs import check_inputs, check_labels, check_values, select_inputs
 
 Angles = tuple[Tensor, Tensor]
@@ -265,6 +266,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
     """The encoder: tokens in, one hidden state per token out."""
 
     def __init__(self, config: UltraFastBertConfig):
+        check_memory(config)
         super().__init__(config)
         self.embeddings = UltraFastBertEmbeddings(config)
         self.layers = nn.ModuleList([UltraFastBertLayer(config) for _ in range(config.num_hidden_layers)])

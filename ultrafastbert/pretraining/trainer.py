@@ -47,6 +47,7 @@ from ultrafastbert.runs.directory import (
 from ultrafastbert.runs.interrupts import Interrupt
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import Interrupted, UserError
+from ultrafastbert.utils.hardware import memory_size
 
 
 def pretrain(arguments: PretrainArguments) -> Path:
@@ -85,8 +86,12 @@ def pretrain(arguments: PretrainArguments) -> Path:
         except StrictDataclassError as error:
             raise UserError(f"model: {error}") from error
         if accelerator.is_main_process:  # the last check before files are moved and memory is allocated
-            with torch.device("meta"):
-                parameters = UltraFastBertForMaskedLM(config).num_parameters()
+            try:
+                with torch.device("meta"):
+                    parameters = UltraFastBertForMaskedLM(config).num_parameters()
+            except ValueError as error:
+                raise UserError(f"model: {error}") from error
+            _check_training_memory(parameters, accelerator.device)
             check_disk(output, parameters, arguments.train.keep_checkpoints)
             move_aside(output, checkpoint)
             if checkpoint is not None and (output / FINAL).exists() and step_of_final(output) is None:
@@ -272,6 +277,18 @@ class Trainer:
         signals: Any = self.accelerator.gather(signal)  # a tensor
         interrupt.signal = signals.max().item() or None
         return interrupt.signal is not None
+
+
+def _check_training_memory(parameters: int, device: torch.device) -> None:
+    """Raises a UserError if weights, gradients and the optimiser's two averages, in float32, do not fit."""
+    on_gpu = device.type == "cuda"
+    available = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_size()
+    if (needed := 16 * parameters) > available:
+        raise UserError(
+            f"training {parameters / 1e6:,.0f} million parameters needs at least {needed / 1e9:,.1f} GB; {device} has"
+            f" {available / 1e9:,.1f} GB of memory. model.hidden_size, model.num_hidden_layers and"
+            " model.fff decide the size."
+        )
 
 
 def _build_accelerator(arguments: PretrainArguments) -> Accelerator:
