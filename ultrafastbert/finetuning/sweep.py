@@ -31,6 +31,7 @@ from ultrafastbert.finetuning.schema import PREDICTIONS, RESULTS, RUN_RESULT, RU
 from ultrafastbert.finetuning.trainer import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
 from ultrafastbert.runs.directory import TRAINING_RECORD, open_run_directory, set_aside
 from ultrafastbert.runs.environment import environment
+from ultrafastbert.runs.models import locate_model
 from ultrafastbert.runs.results import ResultStore
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.progress import duration
@@ -54,6 +55,7 @@ def finetune_all(arguments: FinetuneArguments) -> Mapping[str, Any]:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state, output = PartialState(cpu=cpu), Path(arguments.output_dir)
     try:
+        arguments.model = locate_model(arguments.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet_transformers())
             if state.is_main_process:
