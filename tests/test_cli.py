@@ -63,7 +63,12 @@ def check_help(argv, command, capsys):
     arguments_class = cli._load(command.arguments)
     for option in fields(arguments_class):
         assert option.name in out
-    assert "output_dir" in out or argv[0] in ("prepare-data", "fill-mask", "convert")  # one name for one thing
+    assert "output_dir" in out or argv[0] in (
+        "prepare-data",
+        "fill-mask",
+        "convert",
+        "predict",
+    )  # one name for one thing
     assert callable(cli._load(command.function))
 
 

@@ -44,6 +44,11 @@ COMMANDS = {
         "finetuning.sweep:finetune_all",
         "finetuning.arguments:FinetuneArguments",
     ),
+    "predict": Command(
+        "Predict new texts with a fine-tuned model, or evaluate it.",
+        "finetuning.prediction:predict",
+        "finetuning.prediction:PredictArguments",
+    ),
     "prepare-data": Command(
         "Prepare text for pretraining: train a tokenizer and pack token sequences.",
         "commands.prepare_data:prepare_data",
