@@ -9,7 +9,10 @@ from transformers import pipeline
 
 from tests.finetuning.helpers import texts
 from ultrafastbert.cli import main, parse_arguments
+from ultrafastbert.finetuning import sweep
 from ultrafastbert.finetuning.arguments import FinetuneArguments, OwnDataArguments
+from ultrafastbert.finetuning.data.tables import load_table
+from ultrafastbert.finetuning.data.tasks import fingerprint
 from ultrafastbert.finetuning.prediction import PredictArguments, predict
 from ultrafastbert.finetuning.sweep import finetune_all
 from ultrafastbert.utils.errors import UserError
@@ -106,3 +109,62 @@ def test_options(tmp_path):
     assert arguments.text_columns == ["a", "b"]
     with pytest.raises(SystemExit):
         parse_arguments(PredictArguments, ["--model=m", "--file=f.csv", "--output=p.xlsx"])
+
+
+def test_tests_and_seeds_extend_a_finished_sweep(small_model, tmp_path, monkeypatch, capsys):
+    """With the saved models, without training again what is finished."""
+    train = str(write(tmp_path / "train.csv"))
+
+    def run(test=None, seeds=1, **options):
+        own = OwnDataArguments(train=train, test=test, text_columns=["review"], label_column="stars")
+        options = {"epochs": 1, "lr": 3e-3, "max_length": 16, "save_models": True} | options
+        return finetune_all(
+            FinetuneArguments(model=small_model, own=own, seeds=seeds, output_dir=str(tmp_path / "out"), **options)
+        )
+
+    first = run()["tasks"]["train"]
+    monkeypatch.setattr(sweep, "finetune", lambda *_, **__: pytest.fail("nothing is missing"))
+    for count in (3, 5):  # added, then changed
+        (tmp_path / "new.csv").write_text("review\n" + "\n".join(LINES[:count]) + "\n")
+        assert run(test=str(tmp_path / "new.csv"))["tasks"]["train"] == first
+        predicted = (tmp_path / "out" / "predictions" / "train.tsv").read_text().splitlines()[1:]
+        model = str(tmp_path / "out" / "runs" / "train" / "seed-0" / "model")
+        expected = [each["label"] for each in pipeline("text-classification", model)(LINES[:count])]
+        assert [line.split("\t")[1] for line in predicted] == expected
+        assert "predicted train with the saved model" in capsys.readouterr().out
+    run(test=str(tmp_path / "new.csv"))
+    assert "saved model" not in capsys.readouterr().out
+    monkeypatch.undo()
+    assert len(run(test=str(tmp_path / "new.csv"), seeds=2)["tasks"]["train"]) == 2
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("w0 w5,bad\n")
+    with pytest.raises(UserError, match="data_fingerprint was"):
+        run()
+
+
+def test_without_saved_models_added_tests_are_refused(small_model, tmp_path):
+    """After the table has been written."""
+    train, new = str(write(tmp_path / "train.csv")), str(write(tmp_path / "new.csv"))
+    options = {"seeds": 1, "epochs": 1, "max_length": 16, "output_dir": str(tmp_path / "out"), "model": small_model}
+    columns = {"train": train, "text_columns": ["review"], "label_column": "stars"}
+    finetune_all(FinetuneArguments(own=OwnDataArguments(**columns), **options))
+    with pytest.raises(UserError, match="own.test was added .* no saved model .* --resume never"):
+        finetune_all(FinetuneArguments(own=OwnDataArguments(test=new, **columns), **options))
+    assert (tmp_path / "out" / "glue.json").exists()
+
+
+def test_a_finished_sweep_of_an_earlier_version_with_tests_is_accepted(small_model, tmp_path, monkeypatch):
+    """Its fingerprints were of the tests too, and there was no list of tests."""
+    train, new = str(write(tmp_path / "train.csv")), str(write(tmp_path / "new.csv"))
+    own = OwnDataArguments(train=train, test=new, text_columns=["review"], label_column="stars")
+    options = {"seeds": 1, "epochs": 1, "max_length": 16, "output_dir": str(tmp_path / "out"), "model": small_model}
+    finetune_all(FinetuneArguments(own=own, **options))
+    directory = tmp_path / "out" / "runs" / "train" / "seed-0"
+    (directory / "tests.json").unlink()
+    data = load_table("train", train, own)
+    result = json.loads((directory / "result.json").read_text())
+    result = {name: value for name, value in result.items() if name != "checksum"}
+    result["data_fingerprint"] = fingerprint(data.splits.values())
+    (directory / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(sweep, "finetune", lambda *_, **__: pytest.fail("nothing is missing"))
+    finetune_all(FinetuneArguments(own=own, **options))

@@ -73,7 +73,7 @@ def load_table(name: str, train: str | Path, own: OwnDataArguments, seed: int = 
     else:
         evaluation = _split(task, _read_table(Path(own.validation), own))
     tests = [] if own.test is None else [_split(task, _read_table(Path(own.test), own, is_test=True))]
-    return TaskData(task, examples, [evaluation], tests)
+    return TaskData(task, examples, [evaluation], tests, tests_may_change=True)
 
 
 def load_examples(task: Task, path: str | Path, own: OwnDataArguments, labelled: bool) -> Split:
