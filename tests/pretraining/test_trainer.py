@@ -332,8 +332,22 @@ def test_nothing_is_moved_for_a_run_that_cannot_start(make_arguments, tmp_path, 
 
 
 def test_a_model_that_is_too_large_is_refused_before_it_is_built(make_arguments):
-    with pytest.raises(UserError, match="GB free"):
+    with pytest.raises(UserError, match="model: a model of this configuration needs .* GB of memory"):
         pretrain(make_arguments(fff="99x29"))
+
+
+def test_training_that_needs_more_memory_than_there_is_is_refused(make_arguments, monkeypatch):
+    """Weights, gradients and the optimiser's averages; the weights alone would fit."""
+    monkeypatch.setattr(trainer, "memory_size", lambda: 10_000)
+    with pytest.raises(UserError, match="training 0 million parameters needs at least .* cpu has 0.0 GB"):
+        pretrain(make_arguments())
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(make_arguments, monkeypatch):
+    free = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match="has 0.00 GB free"):
+        pretrain(make_arguments())
 
 
 @pytest.mark.parametrize(

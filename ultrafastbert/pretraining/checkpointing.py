@@ -135,9 +135,10 @@ def step_of_final(output: Path) -> int | None:
     final = output / FINAL
     try:
         record = json.loads((final / TRAINING_RECORD).read_text(encoding="utf-8"))
-        if not is_intact(record) or changed_files(final, record.get("files", {})):
+        files = record.get("files", {})
+        if not is_intact(record) or changed_files(final, files) or type(record["step"]) is not int:
             return None
-        if "files" not in record:
+        if "model.safetensors" not in files:
             AutoConfig.from_pretrained(final)
             AutoTokenizer.from_pretrained(final)
             load_file(final / "model.safetensors")
