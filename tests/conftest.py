@@ -19,8 +19,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed  # noq
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM  # noqa: E402
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments  # noqa: E402
 from ultrafastbert.pretraining.data.arguments import DataArguments  # noqa: E402
-from ultrafastbert.pretraining.data.packed import FORMAT, VERSION  # noqa: E402
+from ultrafastbert.pretraining.data.packed import FORMAT, VERSION, compute_fingerprint  # noqa: E402
 from ultrafastbert.pretraining.trainer import pretrain  # noqa: E402
+
+
+def pytest_addoption(parser):
+    help = "how much longer than by default the tests in tests/faults search, such as 20"
+    parser.addoption("--faults-budget", type=float, default=1.0, help=help)
+
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 VOCAB, LENGTH = 60, 32
@@ -59,7 +65,7 @@ def packed_directory(tmp_path_factory):
         "rows": {split: len(tokens) for split, tokens in rows.items()},
         "sequence_length": LENGTH,
         "vocab_size": VOCAB,
-        "fingerprint": "of-the-tests",
+        "fingerprint": compute_fingerprint(directory),
         "unigram_entropy": float(np.log(VOCAB - len(SPECIAL))),
         "special_token_ids": SPECIAL,
         "request": {"options": {"order": "source"}},

@@ -10,6 +10,7 @@ import pytest
 import ultrafastbert
 from ultrafastbert import cli
 from ultrafastbert.cli import BENCHMARKS, COMMANDS, main, parse_arguments
+from ultrafastbert.finetuning.arguments import FinetuneArguments
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.utils.errors import Interrupted, UserError
 
@@ -62,7 +63,12 @@ def check_help(argv, command, capsys):
     arguments_class = cli._load(command.arguments)
     for option in fields(arguments_class):
         assert option.name in out
-    assert "output_dir" in out or argv[0] in ("prepare-data", "fill-mask", "convert")  # one name for one thing
+    assert "output_dir" in out or argv[0] in (
+        "prepare-data",
+        "fill-mask",
+        "convert",
+        "predict",
+    )  # one name for one thing
     assert callable(cli._load(command.function))
 
 
@@ -133,3 +139,20 @@ def test_the_reader_of_the_output_may_close_it():
     os.close(writing)
     os.close(reading)
     assert process.communicate()[1] == b"" and process.returncode == 0
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_mistyped_option_is_one_line_with_the_right_one(in_file, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("train:\n  lrr: 0.1\n")
+    words = ["--config", str(tmp_path / "config.yaml")] if in_file else ["--train.lrr=0.1"]
+    with pytest.raises(SystemExit) as error:
+        parse_arguments(PretrainArguments, words, "ultrafastbert pretrain")
+    first, second = capsys.readouterr().err.splitlines()
+    assert error.value.code == 2 and first.startswith("error: ") and first.endswith("; did you mean --train.lr?")
+    assert second == "`ultrafastbert pretrain --help` lists the options."
+
+
+@pytest.mark.parametrize("words, columns", [("review", ["review"]), ("[review]", ["review"]), ("[a,b]", ["a", "b"])])
+def test_a_single_text_column_needs_no_brackets(words, columns):
+    argv = ["--model=m", "--own.train=x.csv", f"--own.text_columns={words}"]
+    assert parse_arguments(FinetuneArguments, argv).own.text_columns == columns

@@ -32,7 +32,7 @@ def test_round_trip(tmp_path):
         ({"vocab_size": 0}, ["vocab_size is 0"]),
         ({"num_attention_heads": 0}, ["num_attention_heads is 0"]),
         ({"max_position_embeddings": 0}, ["max_position_embeddings is 0"]),
-        ({"num_hidden_layers": -1}, ["num_hidden_layers is -1", "at least 0"]),
+        ({"num_hidden_layers": -1}, ["num_hidden_layers is -1", "from 0 to 10000"]),
         ({"fff_depth": -1}, ["fff_depth is -1", "from 0 to 30"]),
         ({"fff_trees": 0}, ["fff_trees is 0", "at least 1"]),
         ({"intermediate_size": 0}, ["intermediate_size is 0"]),

@@ -687,3 +687,46 @@ def test_every_parameter_gets_a_gradient():
     model = make(UltraFastBertForMaskedLM, feedforward="dense")
     model(tokens(), labels=tokens()).loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+# Wrong labels
+
+
+@pytest.mark.parametrize(
+    "model_class, labels",
+    [
+        (UltraFastBertForMaskedLM, {"labels": torch.zeros(9, 3).long()}),
+        (UltraFastBertForMaskedLM, {"labels": torch.zeros(4, 9).long(), "masked_positions": torch.ones(3, 2).long()}),
+        (UltraFastBertForTokenClassification, {"labels": torch.zeros(27).long()}),
+        (UltraFastBertForSequenceClassification, {"labels": torch.zeros(1).long()}),
+        (UltraFastBertForSequenceClassification, {"labels": torch.zeros(3, 3).long()}),
+        (UltraFastBertForQuestionAnswering, {"start_positions": torch.zeros(1).long()}),
+        (UltraFastBertForMultipleChoice, {"labels": torch.zeros(3).long()}),
+    ],
+)
+def test_labels_of_another_shape_are_refused(model_class, labels):
+    """Losses flatten labels, so that others of the same number would be compared with the wrong logits."""
+    inputs = tokens()[None] if model_class is UltraFastBertForMultipleChoice else tokens()
+    with pytest.raises(ValueError, match=r"(labels|start_positions) has shape .*; it should be \("):
+        make(model_class)(inputs, **labels)
+
+
+def test_labels_of_regression_are_not_broadcast():
+    one, three = (
+        make(UltraFastBertForSequenceClassification, num_labels=n, problem_type="regression") for n in (1, 3)
+    )
+    assert one(tokens(), labels=torch.zeros(3, 1)).loss.isfinite()
+    for model, labels in ((one, torch.zeros(1)), (three, torch.zeros(3)), (three, torch.zeros(3, 1))):
+        with pytest.raises(ValueError, match="labels has shape"):
+            model(tokens(), labels=labels)
+
+
+def test_masked_positions_out_of_range_are_refused():
+    for position in (-1, 9):
+        with pytest.raises(ValueError, match=r"masked_positions has values .* in \[0, 8\]"):
+            make(UltraFastBertForMaskedLM)(tokens(), masked_positions=torch.full((3, 1), position))
+
+
+def test_choices_and_their_masks_have_the_same_shape():
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 9\); it should be \(batch, choices, seq\)"):
+        make(UltraFastBertForMultipleChoice)(tokens()[None], attention_mask=torch.ones(3, 9))

@@ -4,13 +4,15 @@ A command is a function of one dataclass. The fields of the dataclass become opt
 `--help`; a YAML file given by `--config` has the same names. Only the command that is asked for is imported.
 """
 
+import difflib
 import functools
 import importlib
 import os
+import re
 import signal
 import sys
-from dataclasses import MISSING, fields
-from typing import Any, NamedTuple
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, NamedTuple, NoReturn
 
 import ultrafastbert
 from ultrafastbert.utils.errors import Interrupted, UserError
@@ -41,6 +43,11 @@ COMMANDS = {
         "Fine-tune and evaluate a model on GLUE or on your own data.",
         "finetuning.sweep:finetune_all",
         "finetuning.arguments:FinetuneArguments",
+    ),
+    "predict": Command(
+        "Predict new texts with a fine-tuned model, or evaluate it.",
+        "finetuning.prediction:predict",
+        "finetuning.prediction:PredictArguments",
     ),
     "prepare-data": Command(
         "Prepare text for pretraining: train a tokenizer and pack token sequences.",
@@ -206,7 +213,16 @@ def parse_arguments(arguments_class: type, argv: list[str], program: str = "", s
     except ImportError:
         raise UserError("the command line needs jsonargparse: pip install 'jsonargparse[signatures]'") from None
     _set_up_jsonargparse()
-    parser = ArgumentParser(prog=program or None, description=summary, allow_abbrev=False)
+
+    class Parser(ArgumentParser):
+        """Prints an error in one line, with the option that was probably meant, instead of the whole usage."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            print(f"error: {message}{_did_you_mean(message, list(self._option_string_actions))}", file=sys.stderr)
+            print(f"`{self.prog} --help` lists the options.", file=sys.stderr)
+            sys.exit(2)
+
+    parser = Parser(prog=program or None, description=summary, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A YAML file of options; later options override it.")
     by_hand = [field for field in fields(arguments_class) if "help" in field.metadata]
     for field in by_hand:
@@ -218,13 +234,35 @@ def parse_arguments(arguments_class: type, argv: list[str], program: str = "", s
         parser.add_argument(name, **options)
     parser.add_class_arguments(arguments_class, None, skip={field.name for field in by_hand}, as_group=False)
     try:
-        namespace = parser.instantiate(parser.parse_args([_with_current_name(word) for word in argv]))
-        return arguments_class(**{field.name: namespace[field.name] for field in fields(arguments_class)})
+        words = [_with_current_name(word) for word in argv]
+        namespace = parser.instantiate(parser.parse_args(words))
+        arguments = arguments_class(**{field.name: namespace[field.name] for field in fields(arguments_class)})
+        _mark_given(arguments, {word[2:].partition("=")[0] for word in words if word.startswith("--")})
+        return arguments
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
     except TypeError as error:  # raised for "model:" with nothing below it
         print(f"error: a section of the YAML file is empty or not a table of options: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _did_you_mean(message: str, options: list[str]) -> str:
+    """The option that is closest to the one that a message says does not exist, as "; did you mean ...?"."""
+    typed = re.search(r"unrecognized arguments: --([\w.-]+)", message)
+    in_file = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    wrong = typed[1] if typed else ".".join(in_file.groups()) if in_file else ""
+    close = difflib.get_close_matches(f"--{wrong}", options, n=1) if wrong else []
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _mark_given(arguments: Any, names: set[str]) -> None:
+    """Tells each section with an attribute `given` which of its options the command line names."""
+    if hasattr(arguments, "given"):
+        arguments.given = frozenset(names)
+    for field in fields(arguments):
+        if is_dataclass(section := getattr(arguments, field.name)):
+            prefix = f"{field.name}."
+            _mark_given(section, {name.removeprefix(prefix) for name in names if name.startswith(prefix)})
 
 
 @functools.cache

@@ -39,6 +39,8 @@ from transformers.utils.output_capturing import capture_outputs
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.hard import HardFFF
+from ultrafastbert.layers.memory import check_memory
+from ultrafastbert.utils.inputs import check_inputs, check_labels, check_values, select_inputs
 from ultrafastbert.utils.sizes import DenseSize, NoSize, Size
 
 Angles = tuple[Tensor, Tensor]
@@ -59,14 +61,6 @@ def sinusoids(length: int, width: int) -> Tensor:
 def first_real_token(attention_mask: Tensor) -> Tensor:
     """The position of each sequence's first real token: `(batch, seq)` -> `(batch,)` int64; 0 if all is padding."""
     return (attention_mask != 0).int().argmax(dim=-1)
-
-
-def select_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """The one of the two that is given; raises a ValueError if both or neither are."""
-    given = [tensor for tensor in (input_ids, inputs_embeds) if tensor is not None]
-    if len(given) != 1:
-        raise ValueError("exactly one of input_ids and inputs_embeds should be given")
-    return given[0]
 
 
 def rotary_positions(position_ids: Tensor, width: int, theta: float) -> Angles:
@@ -124,7 +118,10 @@ class UltraFastBertEmbeddings(nn.Module):
 
         Token types, `(batch or 1, seq)`, are 0 by default.
         """
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            embeddings = self.word_embeddings(input_ids)
+        else:
+            embeddings = inputs_embeds.to(self.norm.weight.dtype)
         if self.type_embeddings is not None:
             types = torch.zeros_like(position_ids) if token_type_ids is None else token_type_ids
             embeddings = embeddings + self.type_embeddings(types)
@@ -171,7 +168,7 @@ class UltraFastBertAttention(nn.Module):
     def __init__(self, config: UltraFastBertConfig):
         super().__init__()
         self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.heads, self.head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         # One matrix for query, key and value: rows [q; k; v], each (heads, head_dim).
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.projection_bias)
@@ -186,7 +183,7 @@ class UltraFastBertAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """`(batch, seq, hidden)` -> the same, and the weights if the attention function returns them."""
-        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, -1, self.head_dim))
+        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.heads, self.head_dim))
         if self.training and qkv.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # The gradient of PyTorch's fused attention takes twice as long in bf16 as in float32 there.
             with torch.autocast("cpu", enabled=False):
@@ -208,6 +205,8 @@ class UltraFastBertAttention(nn.Module):
             self.config._attn_implementation,  # pyright: ignore[reportArgumentType]
             eager_attention_forward,
         )
+        if query.shape[0] == 0:  # transformers' sdpa takes no empty batches
+            attend = eager_attention_forward
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
@@ -343,6 +342,7 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
     """The encoder: tokens in, one hidden state per token out."""
 
     def __init__(self, config: UltraFastBertConfig):
+        check_memory(config)
         super().__init__(config)
         self.embeddings = UltraFastBertEmbeddings(config)
         self.layers = nn.ModuleList([UltraFastBertLayer(config, size) for size in config.sizes_by_layer])
@@ -368,10 +368,10 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         Args:
             input_ids: `(batch, seq)` int64.
             attention_mask: `(batch, seq)`, nonzero for real tokens and 0 for padding; None if there is no padding. A
-                4-D mask is passed to the attention function unchanged.
+                4-D mask, `(batch or 1, heads or 1, seq or 1, seq)`, is passed to the attention function unchanged.
             position_ids: `(batch or 1, seq)` int64; those that are added are less than `max_position_embeddings`. By
                 default positions count from the first real token of a sequence, masked tokens after it included.
-            inputs_embeds: `(batch, seq, embedding)`, instead of `input_ids`.
+            inputs_embeds: `(batch, seq, embedding)`, instead of `input_ids`; converted to the dtype of the model.
             token_type_ids: `(batch or 1, seq)` int64, less than `type_vocab_size`, 0 by default. They have no effect
                 if the model has no embeddings of token types.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and options of the attention function.
@@ -381,8 +381,9 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
             embeddings, then the output of each layer, the last one after the final norm if there is one.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or an added position is not less
-                than `max_position_embeddings`.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, an argument has a wrong shape,
+                dtype or, on a CPU, value, or an added position is not less than `max_position_embeddings`. An
+                optimised model raises the same errors.
         """
         hidden_states, angles = self.embed(input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids)
         return BaseModelOutput(self.run_layers(hidden_states, attention_mask, angles, **kwargs))
@@ -397,6 +398,9 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
     ) -> tuple[Tensor, Angles | None]:
         """The input of the first layer, `(batch, seq, hidden)`, and the angles of rotary positions; see `forward`."""
         inputs = select_inputs(input_ids, inputs_embeds)
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        given |= {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
+        check_inputs(given, self.config.vocab_size, self.config.embedding_size or self.config.hidden_size)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs, attention_mask)
         else:
@@ -506,6 +510,7 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state  # (batch, seq, hidden)
+        check_labels("labels", labels, tuple(hidden_states.shape[:2]))
         if masked_positions is not None:
             hidden_states, labels = _gather_columns(masked_positions, hidden_states, labels)
         logits = self.decoder(hidden_states if self.transform is None else self.transform(hidden_states))
@@ -522,6 +527,7 @@ def _gather_columns(columns: Tensor, hidden_states: Tensor, labels: Tensor | Non
             f"masked_positions has shape {tuple(columns.shape)}; it should be ({hidden_states.shape[0]}, k), "
             "k positions for each sequence of the batch"
         )
+    check_values("masked_positions", columns, hidden_states.shape[1], "the length of the sequences")
     index = columns[..., None].expand(-1, -1, hidden_states.shape[-1])  # (batch, k, hidden)
     return hidden_states.gather(1, index), None if labels is None else labels.gather(1, columns)
 
@@ -595,6 +601,11 @@ class UltraFastBertForSequenceClassification(UltraFastBertPreTrainedModel):
         logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask))
         loss = None
         if labels is not None:
+            batch, outputs_of_head = logits.shape
+            problem, is_integer = self.config.problem_type, labels.dtype in (torch.int64, torch.int32)
+            is_class = problem == "single_label_classification" or (problem is None and is_integer)
+            one_each = outputs_of_head == 1 or is_class
+            check_labels("labels", labels, *([(batch,), (batch, 1)] if one_each else [(batch, outputs_of_head)]))
             loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -630,6 +641,7 @@ class UltraFastBertForTokenClassification(UltraFastBertPreTrainedModel):
         """
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        check_labels("labels", labels, tuple(logits.shape[:2]))
         loss = self.loss_function(logits, labels, self.config, **kwargs) if labels is not None else None
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -670,7 +682,9 @@ class UltraFastBertForQuestionAnswering(UltraFastBertPreTrainedModel):
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))  # (batch, seq, 2)
         start_logits, end_logits = (side.contiguous() for side in logits.unbind(dim=-1))
-        loss = None
+        loss, batch = None, logits.shape[0]
+        for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+            check_labels(name, positions, (batch,), (batch, 1))
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits.float(), end_logits.float(), start_positions, end_positions)
         return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
@@ -709,13 +723,17 @@ class UltraFastBertForMultipleChoice(UltraFastBertPreTrainedModel):
         Returns:
             `logits` `(batch, choices)`. With `labels` also the `loss`, the mean cross-entropy, computed in float32.
         """
-        choices = select_inputs(input_ids, inputs_embeds).shape[1]
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        given |= {"attention_mask": attention_mask, "position_ids": position_ids, "token_type_ids": token_type_ids}
+        width, dimensions = self.config.embedding_size or self.config.hidden_size, ("batch", "choices", "seq")
+        batch, choices, _ = check_inputs(given, self.config.vocab_size, width, dimensions)
         # (batch, choices, ...) -> (batch * choices, ...)
         input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids = (
             None if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids)
         )
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids, **kwargs)
-        logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask)).view(-1, choices)
+        logits = self.classifier(self.pooler(outputs.last_hidden_state, attention_mask)).view(batch, choices)
+        check_labels("labels", labels, (batch,))
         loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device)) if labels is not None else None
         return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)

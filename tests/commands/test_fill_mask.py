@@ -23,7 +23,8 @@ def test_predictions_are_printed_for_each_text(capsys):
     [
         ([MODEL, "no mask"], 1, "text 'no mask' has 0 masks; it should have one [MASK]"),
         ([MODEL, "a [MASK]", "[MASK] [MASK]"], 1, "text '[MASK] [MASK]' has 2 masks; it should have one [MASK]"),
-        (["nowhere/at/all", "a [MASK]"], 1, "model nowhere/at/all cannot be loaded"),
+        (["nowhere/at/all", "a [MASK]"], 1, "model nowhere/at/all: no such directory"),
+        ([MODEL, "a [MASK]", "--top_k", "99999"], 1, "top_k is 99999; it should be at most"),
         ([MODEL, "a [MASK]", "--top_k", "0"], 2, "top_k is 0; it should be greater than 0"),
     ],
 )

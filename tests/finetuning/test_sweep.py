@@ -151,11 +151,14 @@ def test_the_best_learning_rate_on_held_out_examples_is_used(make):
 
 def test_a_training_that_diverges_is_reported_and_not_repeated(make, monkeypatch, tmp_path):
     stop_after(monkeypatch, 1, Diverged("the loss of an epoch is nan"))
-    results = finetune_all(make(tasks="cola", seeds=3))
+    with pytest.raises(UserError, match="1 of 3 trainings diverged .* cola, seed 1 .* lower lr"):
+        finetune_all(make(tasks="cola", seeds=3))
+    results = json.loads((tmp_path / "out" / "glue.json").read_text())
     assert len(results["scores"]["CoLA"]["values"]) == 2
     assert "cola, seed 1 diverged and has no score" in (tmp_path / "out" / "glue.md").read_text()
     stop_after(monkeypatch, 0, AssertionError("nothing is missing"))
-    finetune_all(make(tasks="cola", seeds=3))
+    with pytest.raises(UserError, match="1 of 3 trainings diverged"):
+        finetune_all(make(tasks="cola", seeds=3))
 
 
 def test_unknown_tasks_and_missing_files_are_named_before_anything_is_trained(make, tmp_path):

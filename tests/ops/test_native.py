@@ -272,3 +272,45 @@ def test_another_machine_gets_another_build(monkeypatch):
     elsewhere = build._directory()
     monkeypatch.setattr(torch, "__version__", "3.0.0")
     assert len({here, elsewhere, build._directory()}) == 3
+
+
+def damage_by(kind, content):
+    """The content of a file truncated to a fraction of its size, or with one bit changed."""
+    if kind == "bit":
+        place = len(content) // 3
+        return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    return content[: int(kind * len(content))]
+
+
+@pytest.mark.parametrize("damage", [0, 1e-5, 0.5, 0.999, "bit"])
+def test_a_damaged_library_is_built_again(environment, monkeypatch, tmp_path, damage):
+    for name, value in environment(seconds=0).items():
+        monkeypatch.setenv(name, value)
+    library = build.build()
+    content = library.read_bytes()
+    library.write_bytes(damage_by(damage, content))
+    assert build.build().read_bytes() == content
+    assert (tmp_path / "log").read_text() == "run\n" * 4
+    assert build.build().read_bytes() == content  # and only once
+    assert (tmp_path / "log").read_text() == "run\n" * 4
+    assert len(list(library.parent.glob("*.so"))) == 1
+
+
+def test_a_damaged_library_is_not_loaded_without_a_compiler(environment, monkeypatch):
+    for name, value in environment(seconds=0).items():
+        monkeypatch.setenv(name, value)
+    library = build.build()
+    library.write_bytes(library.read_bytes()[:-1000])
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(build.BuildError, match="needs a C\\+\\+ compiler"):
+        build.build()
+
+
+@pytest.mark.slow
+def test_a_process_survives_a_truncated_library(environment, tmp_path):
+    """The system kills a process that uses memory beyond the end of a library's file."""
+    assert start(environment(seconds=0)).communicate()[0].startswith("native")
+    (library,) = (tmp_path / "build").glob("*/*.so")
+    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
+    process = start(environment(seconds=0))
+    assert process.communicate()[0].startswith("native") and process.returncode == 0

@@ -7,11 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM
+from ultrafastbert import FFF, UltraFastBertConfig, UltraFastBertForMaskedLM, modeling_ultrafastbert
 from ultrafastbert.pretraining.arguments import TrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker
 from ultrafastbert.pretraining.step import TrainingStep, to_device
 from ultrafastbert.runs.optimizer import build_optimizer
+from ultrafastbert.utils import inputs
 
 
 @pytest.fixture
@@ -114,7 +115,10 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("backend", ["blocked", "dense"])
-def test_the_host_does_not_wait_in_a_step(backend, optimizer):
+def test_the_host_does_not_wait_in_a_step(backend, optimizer, monkeypatch):
+    # The tensors stand for those of a GPU, whose values are not checked.
+    monkeypatch.setattr(inputs, "check_values", lambda *_: None)
+    monkeypatch.setattr(modeling_ultrafastbert, "check_values", lambda *_: None)
     torch.manual_seed(0)
     config = UltraFastBertConfig(
         vocab_size=40,

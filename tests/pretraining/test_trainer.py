@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ultrafastbert.pretraining import trainer
+from ultrafastbert.pretraining.data.packed import compute_fingerprint
 from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.step import TrainingStep
@@ -59,10 +62,12 @@ def test_a_run_learns_and_writes_all_its_files(make_arguments, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in final.iterdir()}
 
 
-def test_the_written_config_repeats_the_run(make_arguments, tmp_path):
+def test_the_written_config_repeats_the_run(make_arguments, packed_directory, tmp_path):
     first = pretrain(make_arguments())
     config = tmp_path / "run" / "config.yaml"
-    assert "data:" in config.read_text() and "fingerprint of-the-tests" in config.read_text()
+    assert (
+        "data:" in config.read_text() and f"fingerprint {compute_fingerprint(packed_directory)}" in config.read_text()
+    )
     command = [
         sys.executable,
         str(ROOT / "train_mlm.py"),
@@ -327,8 +332,22 @@ def test_nothing_is_moved_for_a_run_that_cannot_start(make_arguments, tmp_path, 
 
 
 def test_a_model_that_is_too_large_is_refused_before_it_is_built(make_arguments):
-    with pytest.raises(UserError, match="GB free"):
+    with pytest.raises(UserError, match="model: a model of this configuration needs .* GB of memory"):
         pretrain(make_arguments(fff="99x29"))
+
+
+def test_training_that_needs_more_memory_than_there_is_is_refused(make_arguments, monkeypatch):
+    """Weights, gradients and the optimiser's averages; the weights alone would fit."""
+    monkeypatch.setattr(trainer, "memory_size", lambda: 10_000)
+    with pytest.raises(UserError, match="training 0 million parameters needs at least .* cpu has 0.0 GB"):
+        pretrain(make_arguments())
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(make_arguments, monkeypatch):
+    free = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(UserError, match="has 0.00 GB free"):
+        pretrain(make_arguments())
 
 
 @pytest.mark.parametrize(
@@ -357,13 +376,14 @@ def test_a_checkpoint_of_other_data_is_refused(make_arguments, packed_directory,
     arguments = make_arguments(max_steps=20)
     other = tmp_path / "other"
     other.mkdir()
-    for path in packed_directory.iterdir():
-        (other / path.name).symlink_to(path)
-    manifest = (packed_directory / "manifest.json").read_text()
-    (other / "manifest.json").unlink()
-    (other / "manifest.json").write_text(manifest.replace("of-the-tests", "another"))
+    shutil.copytree(packed_directory, other, dirs_exist_ok=True)
+    ids = np.fromfile(other / "train.bin", "<u2")
+    ids[::-1].tofile(other / "train.bin")
+    manifest = json.loads((other / "manifest.json").read_text())
+    before, now = manifest["fingerprint"], compute_fingerprint(other)
+    (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": now}))
     arguments.data.source = str(other)
-    with pytest.raises(UserError, match="data_fingerprint was 'of-the-tests' and is 'another'"):
+    with pytest.raises(UserError, match=f"data_fingerprint was '{before}' and is '{now}'"):
         pretrain(arguments)
 
 

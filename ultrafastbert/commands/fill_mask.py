@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import pipeline
 from transformers.utils import logging
 
+from ultrafastbert.runs.models import locate_model
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.validation import POSITIVE, check_fields
 
@@ -13,7 +14,7 @@ from ultrafastbert.utils.validation import POSITIVE, check_fields
 class FillMaskArguments:
     """Options of `ultrafastbert fill-mask`."""
 
-    model: str = field(metadata={"help": "Directory of a masked language model, or its name on the Hub."})
+    model: str = field(metadata={"help": "Directory of a masked language model or of a run, or its name on the Hub."})
     texts: list[str] = field(metadata={"help": "Texts with one [MASK] each.", "nargs": "+"})
     top_k: int = 5
     """Number of predictions to print for each text."""
@@ -29,14 +30,20 @@ def fill_mask(arguments: FillMaskArguments) -> None:
         UserError: the model cannot be loaded, or a text does not have exactly one mask.
     """
     logging.disable_progress_bar()
+    model = locate_model(arguments.model)
     try:
-        fill = pipeline("fill-mask", arguments.model, top_k=arguments.top_k)
+        fill = pipeline("fill-mask", model, top_k=arguments.top_k)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model {arguments.model} cannot be loaded: {error}") from error
     mask = str(getattr(fill.tokenizer, "mask_token", None))
     for text in arguments.texts:
         if text.count(mask) != 1:
-            raise UserError(f"text {text!r} has {text.count(mask)} masks; it should have one {mask}")
+            raise UserError(
+                f"text {text!r} has {text.count(mask)} masks; it should have one {mask} in place of the word to fill"
+            )
+    known = fill.model.config.vocab_size
+    if arguments.top_k > known:
+        raise UserError(f"top_k is {arguments.top_k}; it should be at most {known}, the tokens that the model knows")
     for text in arguments.texts:
         print(text)
         for prediction in fill(text):

@@ -5,7 +5,6 @@ a run resumes from a checkpoint where it stopped; the first one is written when 
 loss or gradient is not finite is skipped.
 """
 
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass, field
@@ -34,7 +33,14 @@ from ultrafastbert.layers.usage import LeafCounter
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertPreTrainedModel
 from ultrafastbert.pretraining.schedule import triangle
 from ultrafastbert.pretraining.step import BALANCE_RATE
-from ultrafastbert.runs.checkpoints import CheckpointError, read_checkpoint, save_checkpoint, write_directory
+from ultrafastbert.runs.checkpoints import (
+    CheckpointError,
+    read_checkpoint,
+    read_record,
+    save_checkpoint,
+    write_directory,
+    write_record,
+)
 from ultrafastbert.runs.directory import (
     CHECKPOINTS,
     CONFIG,
@@ -141,7 +147,8 @@ def distill(arguments: DistillArguments) -> Path:
         checkpoint = find_start(output, arguments.resume)
         progress = Progress() if checkpoint is None else read_progress(checkpoint, arguments)
         final = output / FINAL
-        if progress.fraction_of_budget(arguments) == 1 and step_of_final(final) == progress.step:
+        record = read_record(final, RECORD)
+        if progress.fraction_of_budget(arguments) == 1 and record is not None and record["step"] == progress.step:
             print(f"{final} exists and the budget is spent; raise the budget to train further")
             return final
         source = find_model(arguments.model)
@@ -392,7 +399,7 @@ class Trainer:
         def write(directory: Path) -> None:
             self.student.save_pretrained(directory)
             save_companions(self.tokenizer, find_model(self.arguments.model), directory)
-            (directory / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+            write_record(directory, RECORD, record)
 
         try:
             write_directory(final, write, self.accelerator)
@@ -436,11 +443,3 @@ def read_progress(checkpoint: Path, arguments: DistillArguments) -> Progress:
     for name, (old, new) in changes.items():
         print(f"changed since the checkpoint: {name} was {old!r} and is {new!r}")
     return Progress(**content["progress"])
-
-
-def step_of_final(final: Path) -> int | None:
-    """The step at which the model in `final` was written; None if there is none."""
-    try:
-        return json.loads((final / RECORD).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError):
-        return None

@@ -4,16 +4,15 @@ Each process takes one measurement after another from the same `ResultStore`. Th
 signals, and stops the others when one of them dies; if it dies itself, they stop too.
 """
 
+import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +95,17 @@ def _work(store: ResultStore, plan: Plan, images: Any, device: str, after_each: 
 def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], None]) -> None:
     """Starts processes that each call `_work(*work)`, and waits for them."""
     store, plan, *_ = work
-    with tempfile.NamedTemporaryFile() as file, Interrupt() as interrupt:
-        pickle.dump(work, file)  # passing it to Process would block until the process has started
-        file.flush()
-        spawn = multiprocessing.get_context("spawn").Process
-        processes = [spawn(target=_work_from_file, args=(file.name,)) for _ in range(workers)]
+    with Interrupt() as interrupt:
+        context = multiprocessing.get_context("spawn")
+        pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+        processes = [context.Process(target=_receive_and_work, args=(receiver,)) for receiver, _ in pipes]
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is handled here
         for process in processes:
             process.start()
         signal.signal(signal.SIGINT, handler)
+        for receiver, sender in pipes:  # in threads, because sending waits until the process has started
+            receiver.close()
+            threading.Thread(target=_send, args=(sender, work), daemon=True).start()
         try:
             running = processes
             while running and interrupt.signal is None:
@@ -124,10 +125,15 @@ def _work_in_processes(work: tuple, workers: int, show_progress: Callable[[], No
         store.raise_if_interrupted(interrupt, lambda: plan)
 
 
-def _work_from_file(name: str) -> None:
+def _send(sender: Connection, work: tuple) -> None:
+    with contextlib.suppress(OSError):  # the process has died, which the main thread notices
+        sender.send(work)
+
+
+def _receive_and_work(receiver: Connection) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        _work(*pickle.loads(Path(name).read_bytes()), after_each=lambda: None)
+        _work(*receiver.recv(), after_each=lambda: None)
     except Interrupted as error:  # the main process prints the message
         sys.exit(error.exit_code)
     except UserError as error:

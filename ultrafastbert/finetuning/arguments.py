@@ -98,8 +98,8 @@ class OwnDataArguments:
     """File of examples to evaluate on. [null: hold out training examples, see validation_fraction]"""
     test: str | None = None
     """File of examples to predict; it needs no label column."""
-    text_columns: list[str] = field(default_factory=lambda: ["text"])
-    """The column of the text, or the two columns of a pair of texts."""
+    text_columns: list[str] | str = field(default_factory=lambda: ["text"])
+    """The column of the text, or the two columns of a pair of texts: review, or [question,answer]."""
     label_column: str = "label"
     """The column of the label: a class, which may be any word or number."""
     regression: bool = False
@@ -108,6 +108,8 @@ class OwnDataArguments:
     """Fraction of the training examples to hold out and evaluate on if there is no validation file. [0 to 1]"""
 
     def __post_init__(self):
+        if isinstance(self.text_columns, str):
+            self.text_columns = [self.text_columns]
         check_fields(self, TEXT_COLUMNS, "text_columns", section="own")
         check_fields(self, PROPER_FRACTION, "validation_fraction", section="own")
         columns = [*self.text_columns, self.label_column]

@@ -19,7 +19,7 @@ from ultrafastbert.finetuning.data.glue import TASKS
 from ultrafastbert.finetuning.data.predictions import Prediction, write_predictions
 from ultrafastbert.finetuning.data.tasks import TaskData
 from ultrafastbert.finetuning.schema import Average, Results, RunResult, Score
-from ultrafastbert.utils.files import write_atomically
+from ultrafastbert.utils.files import CHECKSUM, write_atomically
 from ultrafastbert.utils.tables import markdown_table
 
 PAPER_TITLES = ("RTE", "MRPC", "STS-B", "SST-2", "MNLI-m", "MNLI-mm", "QNLI", "QQP", "CoLA")
@@ -56,6 +56,7 @@ def collect(output: Path, model: str, random_init: bool) -> Results:
     name = (path.name == "final" and path.parent.name) or path.name
     for result in results:  # stated once instead of in every run
         del result["task"], result["settings"]
+        result.pop(CHECKSUM, None)
     return {
         "format": schema.FORMAT,
         "name": f"{name}, random weights" if random_init else name,

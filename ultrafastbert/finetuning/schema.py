@@ -11,6 +11,8 @@ RESULTS = "glue.json"
 TABLE = "glue.md"
 PREDICTIONS = "predictions"
 RUNS = "runs"
+TESTS = "tests.json"
+"""Of a run: the fingerprint of the examples that each file of predictions is for, by the title of the split."""
 RUN_RESULT = "result.json"
 """Of a run, in `runs/TASK/RUN/`."""
 

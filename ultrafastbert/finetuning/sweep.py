@@ -7,6 +7,7 @@ resumes with the trainings that have no `result.json`; see `runs.results`.
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +18,33 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ultrafastbert.finetuning.arguments import FinetuneArguments
 from ultrafastbert.finetuning.data.glue import TASKS, load_glue
 from ultrafastbert.finetuning.data.predictions import SUBMISSION
 from ultrafastbert.finetuning.data.tables import load_table
-from ultrafastbert.finetuning.data.tasks import TaskData
+from ultrafastbert.finetuning.data.tasks import Split, TaskData, fingerprint
 from ultrafastbert.finetuning.metrics import load_metric
 from ultrafastbert.finetuning.report import collect, write_report
-from ultrafastbert.finetuning.schema import PREDICTIONS, RESULTS, RUN_RESULT, RUNS, TABLE
-from ultrafastbert.finetuning.trainer import Diverged, EncodedTask, encode_task, finetune, load_model, load_tokenizer
+from ultrafastbert.finetuning.schema import PREDICTIONS, RESULTS, RUN_RESULT, RUNS, TABLE, TESTS
+from ultrafastbert.finetuning.trainer import (
+    Diverged,
+    EncodedTask,
+    compute_logits,
+    encode_task,
+    finetune,
+    load_model,
+    load_tokenizer,
+)
 from ultrafastbert.runs.directory import TRAINING_RECORD, open_run_directory, set_aside
 from ultrafastbert.runs.environment import environment
+from ultrafastbert.runs.models import locate_model
+from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.runs.results import ResultStore
 from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import write_atomically
 from ultrafastbert.utils.progress import duration
 
 NAMES = [RUNS, PREDICTIONS, RESULTS, TABLE]
@@ -46,13 +58,15 @@ def finetune_all(arguments: FinetuneArguments) -> Mapping[str, Any]:
         The content of `glue.json`, as `report.collect` returns it; {} in processes other than the main one.
 
     Raises:
-        UserError: a model, data, settings or directory that cannot be used; the message says what to change.
+        UserError: a model, data, settings or directory that cannot be used, or, after all trainings, some that
+            diverged; the message says what to change.
         Interrupted: SIGINT, SIGTERM or SIGHUP; finished trainings are kept.
     """
     # Unlike Accelerator, PartialState does not choose the CPU where no accelerator is available.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state, output = PartialState(cpu=cpu), Path(arguments.output_dir)
     try:
+        arguments.model = locate_model(arguments.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_quiet_transformers())
             if state.is_main_process:
@@ -115,11 +129,12 @@ class Sweep:
         self.tokenizer = load_tokenizer(arguments.model, arguments.max_length)
         self.settings = arguments.settings | {"model_fingerprint": fingerprint_model(arguments.model)}
         self.encoded: EncodedTask | None = None
-        self.fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[str, list[str]] = {}
         for name, load in self.loaders.items():
             data = load()
             load_metric(data.task.metric)  # so that a missing library stops the sweep before it trains
-            self.fingerprints[name] = data.fingerprint
+            # second, what earlier versions stored for data with tests of your own
+            self.fingerprints[name] = [data.fingerprint, fingerprint(data.splits.values())]
             if state.is_main_process:
                 print(_describe(data), flush=True)
         self._refuse_other_settings()
@@ -129,13 +144,21 @@ class Sweep:
         for path in sorted(self.results.directory.glob(f"*/*/{RUN_RESULT}")):
             file = path.relative_to(self.results.directory)
             task = file.parts[0]
-            data = {"data_fingerprint": self.fingerprints[task]} if task in self.fingerprints else {}
+            accepted = self.fingerprints.get(task, [])
+            found = self.results.read(file).get("data_fingerprint")
+            data = {"data_fingerprint": found if found in accepted else accepted[0]} if accepted else {}
             self.results.read(file, self.settings | data)
 
     def run(self) -> Mapping[str, Any]:
         """Runs the trainings that have no result, and writes the tables; see `finetune_all`."""
         self.results.finish(self._plan, self._train)
-        return self._report(final=True) if self.state.is_main_process else {}
+        if not self.state.is_main_process:
+            return {}
+        self._report()
+        self._predict_added_tests()
+        results = self._report(final=True)
+        _refuse_diverged(results)
+        return results
 
     def _plan(self) -> list[TaskRun]:
         """All trainings; those with seeds join once the task's learning rates have been tried."""
@@ -160,7 +183,7 @@ class Sweep:
             "lr": lr,
             "is_trial": run.is_trial,
             "settings": self.settings,
-            "data_fingerprint": self.fingerprints[run.task],
+            "data_fingerprint": self.fingerprints[run.task][0],
             "rows": _count_examples(encoded.data),
             "notes": encoded.data.notes,
             "truncated": encoded.truncated,
@@ -181,14 +204,58 @@ class Sweep:
         """Writes predictions, the model if asked for, and at last the result, without the predictions."""
         directory = (self.results.directory / run.file).parent
         try:
-            for title, predictions in result.pop("predictions", {}).items():
-                np.save(directory / f"{title}.npy", predictions)
+            self._save_predictions(run, result.pop("predictions", {}))
             if self.arguments.save_models and not run.is_trial and "diverged" not in result:
                 model.save_pretrained(directory / "model")
                 self.tokenizer.save_pretrained(directory / "model")
         except Exception as error:  # for a full disk, an OSError or an error of safetensors
             raise UserError(f"{run}: {directory} cannot be written: {error}") from error
         self.results.write(run.file, result)
+
+    def _save_predictions(self, run: TaskRun, predictions: dict[str, np.ndarray]) -> None:
+        directory = (self.results.directory / run.file).parent
+        for title, values in predictions.items():
+            np.save(directory / f"{title}.npy", values)
+        write_atomically(directory / TESTS, json.dumps(_fingerprints(self.loaders[run.task]().tests)))
+
+    def _predict_added_tests(self) -> None:
+        """Predicts tests of your own that a finished run has not seen, with its saved model.
+
+        Raises:
+            UserError: the model was not saved.
+        """
+        for task, load in self.loaders.items():
+            data = load()
+            if not data.tests or not data.tests_may_change:
+                continue
+            for run in [TaskRun(task, seed) for seed in range(self.arguments.seeds)]:
+                result, directory = self.results.read(run.file), (self.results.directory / run.file).parent
+                if "diverged" not in result and not self._has_predicted(data, result, directory):
+                    self._predict(run, directory / "model")
+
+    def _has_predicted(self, data: TaskData, result: dict[str, Any], directory: Path) -> bool:
+        """Whether a run has predictions for the tests as they are today."""
+        if (directory / TESTS).exists():
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads((directory / TESTS).read_text(encoding="utf-8")) == _fingerprints(data.tests)
+            return False
+        return result["data_fingerprint"] == self.fingerprints[data.task.name][1]  # as earlier versions stored it
+
+    def _predict(self, run: TaskRun, path: Path) -> None:
+        if not path.is_dir():
+            raise UserError(
+                f"own.test was added or changed, and {run} has no saved model to predict it with (save_models); train"
+                f" again with --resume never. The scores in {self.output / RESULTS} are complete"
+            )
+        encoded, predictions = self._encode(run.task), {}
+        model, device = AutoModelForSequenceClassification.from_pretrained(path), self.state.device
+        assert isinstance(device, torch.device)
+        in_bf16 = uses_bf16(self.arguments.precision, device)
+        for title, split in encoded.tests.items():
+            logits = compute_logits(model, split, device, torch.autocast(device.type, torch.bfloat16, enabled=in_bf16))
+            predictions[title] = logits[:, 0] if encoded.task.is_regression else logits.argmax(axis=1)
+        self._save_predictions(run, predictions)
+        print(f"{run}: predicted {', '.join(predictions)} with the saved model", flush=True)
 
     def _best_lr(self, task: str) -> float:
         """The recipe's learning rate, or the one that was best on held-out examples."""
@@ -231,6 +298,20 @@ class Sweep:
             self.encoded = None  # frees its memory first
             self.encoded = encode_task(self.loaders[task](), self.tokenizer, self.arguments.max_length)
         return self.encoded
+
+
+def _fingerprints(tests: list[Split]) -> dict[str, str]:
+    return {split.title: fingerprint([split]) for split in tests}
+
+
+def _refuse_diverged(results: Mapping[str, Any]) -> None:
+    """Raises a UserError if any training diverged; trials of learning rates may."""
+    runs = [run for runs in results["tasks"].values() for run in runs if not run["is_trial"]]
+    if diverged := [f"{run['run']} ({run['diverged']})" for run in runs if "diverged" in run]:
+        raise UserError(
+            f"{len(diverged)} of {len(runs)} trainings diverged and have no score: {'; '.join(diverged)}. A lower lr,"
+            " or max_grad_norm 1, may help, in another output_dir or with --resume never. The other results are kept."
+        )
 
 
 def fingerprint_model(name: str) -> str:

@@ -9,7 +9,9 @@ Notable:
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,6 +202,36 @@ def finetune(
     return outcome
 
 
+@torch.no_grad()
+def compute_logits(
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    indices: np.ndarray | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """The output of a model, float32 `(examples, outputs)`, for all examples of a split or for those at `indices`.
+
+    The model is moved to `device` and is in evaluation mode afterwards; `check` is called before each batch. Raises
+    `Diverged` if the output is not finite.
+    """
+    indices = np.arange(len(split)) if indices is None else indices
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    model.eval()
+    outputs: Any = model.config.num_labels
+    logits = np.empty((len(indices), outputs), dtype=np.float32)
+    for places in evaluation_batches(split.lengths[indices], EVALUATION_BATCH):
+        check()
+        batch = split.batch(indices[places])
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        with autocast:
+            logits[places] = model(**inputs).logits.float().cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise Diverged("the model's output is not finite")
+    return logits
+
+
 @dataclass
 class _Trainer:
     """Trains and evaluates the model of one run; attributes as in `finetune`."""
@@ -270,20 +302,10 @@ class _Trainer:
             raise Diverged(f"the loss of an epoch is {loss}")
         return loss
 
-    @torch.no_grad()
     def predict(self, split: EncodedSplit, indices: np.ndarray | None = None) -> np.ndarray:
         """The class (int64) or number (float32) of each example, or of those at `indices`."""
         indices = np.arange(len(split)) if indices is None else indices
-        logits = np.empty((len(indices), self.task.outputs), dtype=np.float32)
-        self.model.eval()
-        for places in evaluation_batches(split.lengths[indices], EVALUATION_BATCH):
-            self.check()
-            batch = split.batch(indices[places])
-            inputs = {name: value.to(self.device) for name, value in batch.items() if name != "labels"}
-            with self.autocast:
-                logits[places] = self.model(**inputs).logits.float().cpu().numpy()
-        if not np.isfinite(logits).all():
-            raise Diverged("the model's output is not finite")
+        logits = compute_logits(self.model, split, self.device, self.autocast, indices, self.check)
         return logits[:, 0] if self.task.is_regression else logits.argmax(axis=1)
 
     def evaluate(self, split: EncodedSplit, indices: np.ndarray | None = None) -> Evaluation:

@@ -76,7 +76,10 @@ def int8_levels() -> int:
 
 
 class Int8Linear(PackedLinear):
-    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token."""
+    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token.
+
+    Processors without instructions for it add pairs of products in 16 bits, which overflow unless weights have 7 bits.
+    """
 
     def _pack(self, weight: Tensor) -> Tensor:
         weight = weight.float()

@@ -10,6 +10,7 @@ from torch import nn
 from ultrafastbert.inference.operators import Int8Linear, PackedLinear, UnpaddedLayers, refuse_to_save
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertModel, UltraFastBertPreTrainedModel
 from ultrafastbert.ops import native
+from ultrafastbert.utils.hardware import multiplies_int8, processor_has
 from ultrafastbert.utils.validation import check, one_of
 
 Model = TypeVar("Model", bound=UltraFastBertPreTrainedModel)
@@ -64,7 +65,7 @@ def optimize_for_inference(
         encoder = cast(UltraFastBertModel, optimized.base_model)
         encoder.run_layers = UnpaddedLayers(encoder, norms, dtype)  # pyright: ignore[reportAttributeAccessIssue]
         if packed:
-            done += [f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}"]
+            done.append(f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}")
         done += [
             "padding removed, attention, residuals and norms computed by native operators, residuals in float32",
         ]
@@ -79,7 +80,7 @@ def optimize_for_inference(
 
 def _choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if dtype == "auto":
-        return torch.bfloat16 if _processor_has("avx512_bf16", "amx_bf16") else torch.float32
+        return torch.bfloat16 if processor_has("avx512_bf16", "amx_bf16") else torch.float32
     check("dtype", dtype, one_of("auto", *DTYPES, *DTYPES.values()))
     return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
@@ -87,7 +88,7 @@ def _choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _choose_int8(int8: bool | str) -> bool:
     check("int8", int8, one_of(True, False, "auto"))
     if int8 == "auto":
-        return _has_onednn() and _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
+        return _has_onednn() and multiplies_int8()
     if int8 and not _has_onednn():
         raise RuntimeError("int8=True needs oneDNN, which this build of PyTorch does not have")
     return bool(int8)
@@ -97,16 +98,11 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and "onednn" in torch.backends.quantized.supported_engines
 
 
-def _processor_has(*features: str) -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(feature, False) for feature in features)
-
-
 def _packed_linear_layers(encoder: UltraFastBertModel, dtype: torch.dtype, int8: bool) -> dict[nn.Module, nn.Module]:
-    """The linear layers inside the encoder's layers, and what replaces each."""
+    """The linear layers inside the encoder's layers, and what replaces each; {} if oneDNN cannot pack them."""
     if not torch.backends.mkldnn.is_available():
         return {}
-    if dtype is torch.bfloat16 and not int8 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not int8 and dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return {}
     packed = Int8Linear if int8 else PackedLinear
     linear_layers = [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ultrafastbert.ops import blocked, dense, gather, grouped, native, reference
+from ultrafastbert.ops.checks import autocast_dtype, check_devices, check_dtypes, check_layouts
 from ultrafastbert.utils.validation import check, one_of
 
 BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native, "blocked": blocked}
@@ -43,7 +44,7 @@ def fff(
         `reference` and `dense` have no such limits.
 
     Raises:
-        ValueError: a shape or device that does not fit, or an unknown backend. The message names the argument.
+        ValueError: a shape, device or layout that does not fit, or an unknown backend. The message names the argument.
         TypeError: dtypes that differ or are not floating point.
         ultrafastbert.ops.native.build.BuildError: `native` is requested by name and cannot be built or loaded.
 
@@ -115,28 +116,16 @@ def _prepare(
     x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Checks the arguments and, under autocast, casts them to autocast's dtype."""
-    _check_shapes(x, weight_in, bias_in, weight_out)
     named = {"x": x, "weight_in": weight_in, "weight_out": weight_out}
     if bias_in is not None:
         named["bias_in"] = bias_in
-    for name, tensor in named.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it should have a floating-point dtype")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on device {tensor.device}; it should be on the device of x, {x.device}")
-    device = x.device.type
-    if _has_autocast(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    check_layouts(named)
+    _check_shapes(x, weight_in, bias_in, weight_out)
+    check_devices(named)
+    if (dtype := autocast_dtype(x)) is not None:
         named = {name: tensor.to(dtype) for name, tensor in named.items()}
-    for name, tensor in named.items():
-        if tensor.dtype != named["x"].dtype:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it should have the dtype of x, {named['x'].dtype}")
+    check_dtypes(named)
     return named["x"], named["weight_in"], named.get("bias_in"), named["weight_out"]
-
-
-@torch.compiler.assume_constant_result  # PyTorch 2.11 cannot trace it
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
 
 
 def _check_shapes(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from ultrafastbert.ops import native
+from ultrafastbert.ops.checks import autocast_dtype, check_devices, check_dtypes, check_layouts
 from ultrafastbert.ops.grouped import ALIGNMENT, grouped_mm
 
 
@@ -38,18 +39,50 @@ def leaves(
     Returns:
         The output `(tokens, hidden)`, in the dtype of `x`, under autocast in autocast's dtype, as for linear layers;
         and the leaf of each token, an integer `(tokens,)`.
+
+    Raises:
+        ValueError: a shape, device or layout that does not fit; the message names the argument.
+        TypeError: dtypes that differ or are not floating point.
     """
     arguments = (x, node_weight, node_bias, weight_in, bias_in, weight_out, bias_out)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         with torch.autocast(x.device.type, enabled=False):
+            _check(*arguments, same_dtype=False)
             return leaves(*(argument.to(dtype) for argument in arguments))
     if x.is_cpu and native.available():
-        if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
-            return torch.ops.ultrafastbert.leaves_with_path(*arguments)[:2]
-        return torch.ops.ultrafastbert.leaves(*arguments)
+        try:
+            if torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
+                return torch.ops.ultrafastbert.leaves_with_path(*arguments)[:2]
+            return torch.ops.ultrafastbert.leaves(*arguments)
+        except (RuntimeError, ValueError, TypeError):
+            _check(*arguments)  # raises the error of `leaves` if an argument is wrong
+            raise
+    _check(*arguments)
     leaf = find_leaves(x, node_weight.squeeze(1), node_bias.squeeze(1))
     return _Leaves.apply(x, leaf, *arguments[3:]), leaf
+
+
+def _check(*arguments: Tensor, same_dtype: bool = True) -> None:
+    names = ("x", "node_weight", "node_bias", "weight_in", "bias_in", "weight_out", "bias_out")
+    named: dict[str, Tensor] = dict(zip(names, arguments, strict=True))
+    check_layouts(named)
+    shape = tuple(named["weight_in"].shape)
+    if len(shape) != 3 or 0 in shape or shape[0] & (shape[0] - 1):
+        raise ValueError(
+            f"weight_in has shape {shape}; it should be (leaves, size, hidden), each at least 1, leaves a power of two"
+        )
+    count, size, hidden = shape
+    x = named["x"]
+    if x.dim() != 2 or x.shape[1] != hidden:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it should be (tokens, {hidden}), as wide as weight_in")
+    expected = {"node_weight": (count - 1, 1, hidden), "node_bias": (count - 1, 1), "bias_in": (count, size)}
+    expected |= {"weight_out": shape, "bias_out": (count, hidden)}
+    for name, shape in expected.items():
+        if tuple(named[name].shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(named[name].shape)}; it should be {shape}")
+    check_devices(named)
+    if same_dtype:
+        check_dtypes(named)
 
 
 @torch.no_grad()

@@ -148,6 +148,9 @@ class TrainArguments:
     max_skipped_steps: int = 20
     """Training stops after this many steps in a row whose loss or gradient is not finite; such steps are skipped.
     [steps]"""
+    max_skipped_fraction: float = 0.25
+    """A run that has skipped more than this fraction of its steps has diverged: it ends with an error instead of a
+    model. [fraction of the steps, 0 to 1]"""
     trackers: list[str] = field(default_factory=list)
     """Experiment trackers that also get the metrics, by their names in accelerate: tensorboard, wandb, ..."""
 
@@ -159,7 +162,7 @@ class TrainArguments:
                 POSITIVE,
                 ("budget_hours", "max_steps", "max_tokens", "lr", "muon_lr", "eps", "max_grad_norm", *steps, *sizes),
             ),
-            (FRACTION, ("lr_peak", "batch_ramp", "grow_at")),
+            (FRACTION, ("lr_peak", "batch_ramp", "grow_at", "max_skipped_fraction")),
             (MASK_PROBABILITY, ("mask_probability", "final_mask_probability", "eval_mask_probability")),
             (NOT_NEGATIVE, ("weight_decay",)),
             (BETAS, ("betas",)),

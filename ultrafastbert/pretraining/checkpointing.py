@@ -1,6 +1,5 @@
 """What a pretraining run saves and loads: checkpoints, the final model, and its configuration file."""
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -8,14 +7,22 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from transformers import AutoTokenizer, PreTrainedModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from ultrafastbert.pretraining.arguments import ModelArguments, PretrainArguments, TrainArguments
 from ultrafastbert.pretraining.data.packed import PackedData
 from ultrafastbert.pretraining.evaluation import Evaluation
 from ultrafastbert.pretraining.schedule import Progress
-from ultrafastbert.runs.checkpoints import CheckpointError, read_checkpoint, save_checkpoint, write_directory
+from ultrafastbert.runs.checkpoints import (
+    CheckpointError,
+    read_checkpoint,
+    read_record,
+    save_checkpoint,
+    write_directory,
+    write_record,
+)
 from ultrafastbert.runs.directory import CHECKPOINTS, CONFIG, FINAL, TRAINING_RECORD, run_of
 from ultrafastbert.runs.settings import changed_settings, refuse_changes
 from ultrafastbert.utils.errors import UserError
@@ -66,7 +73,7 @@ class Checkpointer:
             if self.accelerator.is_main_process:
                 self.model.save_pretrained(directory)
                 AutoTokenizer.from_pretrained(self.data.tokenizer_directory).save_pretrained(directory)
-                (directory / TRAINING_RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+                write_record(directory, TRAINING_RECORD, record)
 
         try:
             write_directory(final, write, self.accelerator)
@@ -112,12 +119,26 @@ def read_progress(
     for name, (old, new) in changes.items():
         if name.startswith("train."):
             accelerator.print(f"changed since the checkpoint: {name} was {old!r} and is {new!r}")
-    return Progress.from_dict(content["progress"])
+    try:
+        return Progress.from_dict(content["progress"])
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: its progress has other fields: {error}") from error
 
 
 def step_of_final(output: Path) -> int | None:
-    """The step at which the model in `final` was written; None if there is none."""
+    """The step at which the model in `final` was written; None if there is none, or if it is damaged.
+
+    Version 0.1 wrote no hashes; of its models only what can be read at all is recognised.
+    """
+    final = output / FINAL
+    record = read_record(final, TRAINING_RECORD)
+    if record is None:
+        return None
     try:
-        return json.loads((output / FINAL / TRAINING_RECORD).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError):
+        if "model.safetensors" not in record.get("files", {}):
+            AutoConfig.from_pretrained(final)
+            AutoTokenizer.from_pretrained(final)
+            load_file(final / "model.safetensors")
+        return record["step"]
+    except Exception:  # of JSON, tokenizers, safetensors: whatever damage causes
         return None

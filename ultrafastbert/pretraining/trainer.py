@@ -10,6 +10,7 @@ Notable:
 
 import contextlib
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,10 +35,19 @@ from ultrafastbert.pretraining.reporting import PretrainingReporter
 from ultrafastbert.pretraining.schedule import Progress, mask_probability, micro_batches, triangle
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.runs.checkpoints import CheckpointError, find_checkpoint
-from ultrafastbert.runs.directory import CHECKPOINTS, FINAL, check_disk, find_start, move_aside, open_run_directory
+from ultrafastbert.runs.directory import (
+    CHECKPOINTS,
+    FINAL,
+    check_disk,
+    find_start,
+    move_aside,
+    open_run_directory,
+    set_aside,
+)
 from ultrafastbert.runs.interrupts import Interrupt
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import Interrupted, UserError
+from ultrafastbert.utils.hardware import memory_size
 
 
 def pretrain(arguments: PretrainArguments) -> Path:
@@ -76,10 +86,17 @@ def pretrain(arguments: PretrainArguments) -> Path:
         except StrictDataclassError as error:
             raise UserError(f"model: {error}") from error
         if accelerator.is_main_process:  # the last check before files are moved and memory is allocated
-            with torch.device("meta"):
-                parameters = UltraFastBertForMaskedLM(config).num_parameters()
+            try:
+                with torch.device("meta"):
+                    parameters = UltraFastBertForMaskedLM(config).num_parameters()
+            except ValueError as error:
+                raise UserError(f"model: {error}") from error
+            _check_training_memory(parameters, accelerator.device)
             check_disk(output, parameters, arguments.train.keep_checkpoints)
             move_aside(output, checkpoint)
+            if checkpoint is not None and (output / FINAL).exists() and step_of_final(output) is None:
+                accelerator.print(f"{output / FINAL} is damaged, or its files were changed")
+                set_aside(output, [output / FINAL])
         return Trainer(arguments, accelerator, data, config, checkpoint, progress).run()
 
 
@@ -125,6 +142,7 @@ class Trainer:
                 self._read_results(everything=True)
                 self.reporter.write_line()
                 evaluation = evaluation or self._evaluate()
+                self._refuse_many_skipped()
                 try:
                     self._save()
                 finally:  # on a disk too full for the checkpoint there may be room for the model
@@ -173,7 +191,9 @@ class Trainer:
         evaluates, saves = step % self.train.eval_every == 0, step % self.train.checkpoint_every == 0
         self._read_results(everything=evaluates or saves)
         evaluation = self._evaluate() if evaluates else None
-        if saves:
+        if saves and self.progress.skipped_in_a_row:
+            self.reporter.say(f"no checkpoint at step {step}: the loss is not finite; earlier checkpoints are kept")
+        elif saves:
             try:
                 self._save()
             except CheckpointError as error:  # the run is worth more than this checkpoint, and the next may succeed
@@ -189,17 +209,35 @@ class Trainer:
             progress.skipped_in_a_row = 0 if result.is_finite else progress.skipped_in_a_row + 1
             self.reporter.report_step(result)
             if progress.skipped_in_a_row >= self.train.max_skipped_steps:
-                good = find_checkpoint(Path(self.arguments.output_dir) / CHECKPOINTS)
-                raise UserError(
+                self._diverged(
                     f"the loss was not finite in {progress.skipped_in_a_row} steps in a row (train.max_skipped_steps),"
-                    f" up to step {result.position['step']}; the last good checkpoint: {good or 'none was written'}."
-                    " A lower train.lr may help."
+                    f" up to step {result.position['step']}"
                 )
 
+    def _refuse_many_skipped(self) -> None:
+        skipped, steps, most = self.progress.skipped, self.progress.step, self.train.max_skipped_fraction
+        if skipped > most * steps:
+            if not self.progress.skipped_in_a_row:
+                self._save()
+            self._diverged(
+                f"{skipped} of {steps} steps were skipped because their loss was not finite, more than {most:.0%}"
+                " (train.max_skipped_fraction)"
+            )
+
+    def _diverged(self, problem: str) -> NoReturn:
+        good = find_checkpoint(Path(self.arguments.output_dir) / CHECKPOINTS)
+        raise UserError(
+            f"{problem}; the last good checkpoint: {good or 'none was written'}. A lower train.lr or a smaller"
+            " train.max_grad_norm may help; changed options need another output_dir or --resume never."
+        )
+
     def _evaluate(self) -> Evaluation:
+        """The validation, which no process has reported before; a loss that is not finite ends the run."""
         sequences, masker = self.batches.validation, self.batches.validation_masker
         evaluation = evaluate(self.step, sequences, masker, self.train.micro_batch_size)
         self.reporter.report_evaluation(evaluation)
+        if not math.isfinite(evaluation.loss):
+            self._diverged(f"the validation loss is {evaluation.loss} at step {self.progress.step}")
         return evaluation
 
     def _save(self) -> Path:
@@ -239,6 +277,18 @@ class Trainer:
         signals: Any = self.accelerator.gather(signal)  # a tensor
         interrupt.signal = signals.max().item() or None
         return interrupt.signal is not None
+
+
+def _check_training_memory(parameters: int, device: torch.device) -> None:
+    """Raises a UserError if weights, gradients and the optimiser's two averages, in float32, do not fit."""
+    on_gpu = device.type == "cuda"
+    available = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_size()
+    if (needed := 16 * parameters) > available:
+        raise UserError(
+            f"training {parameters / 1e6:,.0f} million parameters needs at least {needed / 1e9:,.1f} GB; {device} has"
+            f" {available / 1e9:,.1f} GB of memory. model.hidden_size, model.num_hidden_layers and"
+            " model.fff decide the size."
+        )
 
 
 def _build_accelerator(arguments: PretrainArguments) -> Accelerator:

@@ -1,12 +1,11 @@
 """Checkpoints, written atomically and verified when they are read.
 
 A checkpoint is a directory `step-N` with the state that accelerate saves (model, optimiser, random generators) and
-`checkpoint.json`, which lists the files with their hashes. It is written under a hidden name, forced to disk, and then
-renamed, so that a run that is killed leaves no incomplete checkpoint. A checkpoint that was damaged later does not
-match its hashes and is skipped.
+`checkpoint.json`, which lists the files with their hashes and has a hash of itself. It is written under a hidden name,
+forced to disk, and then renamed, so that a run that is killed leaves no incomplete checkpoint. A checkpoint that was
+damaged later does not match its hashes and is skipped.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ultrafastbert.utils.errors import UserError
-from ultrafastbert.utils.files import beside, fsync
+from ultrafastbert.utils.files import beside, fsync, hash_file, is_intact, seal
 
 MANIFEST = "checkpoint.json"
 
@@ -96,9 +95,32 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_files(directory: Path) -> dict[str, str]:
+    """SHA-256 of all files in a directory, by their paths in it."""
+    return {
+        str(file.relative_to(directory)): hash_file(file) for file in sorted(directory.rglob("*")) if file.is_file()
+    }
+
+
+def changed_files(directory: Path, hashes: dict[str, str]) -> list[str]:
+    """The files that do not have these hashes; raises an OSError if one is missing."""
+    return [name for name, expected in hashes.items() if hash_file(directory / name) != expected]
+
+
+def write_record(directory: Path, name: str, record: dict) -> None:
+    """Writes `record`, of JSON types, to a file of `directory`, with the hashes of the other files and its own."""
+    sealed = seal(json.loads(json.dumps(record | {"files": hash_files(directory)})))
+    (directory / name).write_text(json.dumps(sealed, indent=2), encoding="utf-8")
+
+
+def read_record(directory: Path, name: str) -> dict | None:
+    """What `write_record` wrote; None if there is no such file, or the directory has changed since."""
+    try:
+        record = json.loads((directory / name).read_text(encoding="utf-8"))
+        damaged = not is_intact(record) or changed_files(directory, record.get("files", {}))
+        return None if damaged or type(record["step"]) is not int else record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, content: dict, keep: int) -> Path:
@@ -114,8 +136,7 @@ def save_checkpoint(accelerator: Accelerator, directory: Path, step: int, conten
     def write(aside: Path) -> None:
         _in_all(accelerator, lambda: accelerator.save_state(str(aside)))
         if accelerator.is_main_process:
-            files = {str(file.relative_to(aside)): _hash(file) for file in sorted(aside.rglob("*")) if file.is_file()}
-            (aside / MANIFEST).write_text(json.dumps(content | {"files": files}, indent=2), encoding="utf-8")
+            write_record(aside, MANIFEST, content)
 
     try:
         write_directory(path, write, accelerator)
@@ -139,19 +160,32 @@ def find_checkpoint(directory: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The content of `checkpoint.json`, after verifying the hashes of the files.
+    """The content of `checkpoint.json`, after verifying its checksum, its progress and the hashes of the files.
 
     Raises:
-        CheckpointError: a file is missing or has changed, or `checkpoint.json` cannot be read.
+        CheckpointError: a file is missing or has changed, `checkpoint.json` cannot be read, or, in one of version 0.1,
+            which has no checksum, the progress cannot be that of this step.
     """
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        damaged = [name for name, expected in content["files"].items() if _hash(path / name) != expected]
+        damaged = changed_files(path, content["files"])
+        if not is_intact(content) or not _is_possible(content.get("progress", {}), path):
+            damaged.append(MANIFEST)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} is incomplete: {error!r}") from error
     if damaged:
         raise CheckpointError(f"checkpoint {path} is damaged: {', '.join(damaged)} changed since it was written")
     return content
+
+
+def _is_possible(progress: dict, path: Path) -> bool:
+    """Whether a run can have this progress at a checkpoint with this name."""
+    numbers = [value for value in progress.values() if value is not None and not isinstance(value, list)]
+    if not all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers):
+        return False
+    counts = [progress.get(name, 0) for name in ("step", "sequences", "rows", "tokens", "skipped", "skipped_in_a_row")]
+    named = re.fullmatch(r"step-\d+", path.name) is None or progress.get("step", step_of(path)) == step_of(path)
+    return named and all(type(count) is int for count in counts) and max(counts[4:]) <= counts[0]
 
 
 def numbered_checkpoints(directory: Path) -> list[Path]:

@@ -5,6 +5,7 @@ validation line has `validation_loss`. Every line has `step`, `budget_fraction`,
 """
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,27 @@ EARLIER_NAMES: dict[str, str] = {"share": "budget_fraction", "batch_rows": "batc
 """Fields that version 0.1 wrote, and their current names."""
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without a last line that a killed run wrote in part; [] if there is no file."""
+def read_metrics(path: Path, broken: list[int] | None = None) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without a last line that a killed run wrote in part; [] if there is no file.
+
+    Args:
+        path: of the file.
+        broken: gets the numbers of other lines that are not metrics. They are skipped.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    metrics: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{EARLIER_NAMES.get(name, name): value for name, value in line.items()} for line in metrics]
+    *lines, _part = path.read_bytes().split(b"\n")
+    metrics = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            if type(values["step"]) is not int:
+                raise ValueError("step is not a number")
+            metrics.append({EARLIER_NAMES.get(name, name): value for name, value in values.items()})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if broken is not None:
+                broken.append(number)
+    return metrics
 
 
 class Reporter:
@@ -44,7 +59,15 @@ class Reporter:
         self.lines: list[str] = []
         self.is_written = True  # whether the file holds exactly `lines`
         if self.active:
-            self.lines = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+            broken: list[int] = []
+            self.lines = [json.dumps(line) + "\n" for line in read_metrics(path, broken) if line["step"] <= step]
+            if broken:
+                kept = next(
+                    p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists()
+                )
+                path.rename(kept)
+                lines = ", ".join(map(str, broken[:5])) + ", ..." * (len(broken) > 5)
+                print(f"warning: {path} is damaged in line {lines}; the damaged file is kept as {kept}", flush=True)
             write_atomically(path, "".join(self.lines))
         layout = "{percentage:3.0f}% of the budget |{bar}| {desc}"
         self.bar = progress_bar(1.0, "", enabled=self.active, bar_format=layout)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ultrafastbert.runs.interrupts import Interrupt
 from ultrafastbert.runs.settings import changed_settings, refuse_changes
 from ultrafastbert.utils.errors import Interrupted, UserError
-from ultrafastbert.utils.files import beside, write_atomically
+from ultrafastbert.utils.files import CHECKSUM, beside, is_intact, seal, write_atomically
 
 POLL_SECONDS = 0.5
 """How long a process that finds all missing trainings taken waits until it looks again."""
@@ -65,6 +65,9 @@ class ResultStore:
         path = self.directory / file
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
+            if not is_intact(result):
+                raise ValueError("it has changed since it was written")
+            result.pop(CHECKSUM, None)
             before = {name: result[name] for name in settings or () if name in result} | result["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -82,7 +85,7 @@ class ResultStore:
         """
         path = self.directory / file
         try:
-            write_atomically(path, json.dumps(result, indent=1))
+            write_atomically(path, json.dumps(seal(json.loads(json.dumps(result))), indent=1))
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error}") from error
 

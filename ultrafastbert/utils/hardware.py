@@ -1,6 +1,8 @@
 """The processor and GPU of this machine by name, and the peaks that data sheets state for GPUs."""
 
+import contextlib
 import functools
+import os
 import platform
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,25 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def memory_size() -> int:
+    """The memory that this process can use, in bytes: that of the machine, or the limit of its container."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # no such limit
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+def processor_has(*features: str) -> bool:
+    """Whether the processor has one of these instruction sets, by their names in `torch.cpu.get_capabilities`."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(feature, False) for feature in features)
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor adds products of 8-bit numbers in 32 bits (VNNI, AMX)."""
+    return processor_has("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 class Peak(NamedTuple):

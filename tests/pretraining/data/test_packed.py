@@ -1,6 +1,8 @@
 """Prepared data is opened without the libraries that prepared it, and damage to it is named."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from ultrafastbert.pretraining.data import packed as packed_module
+from ultrafastbert.pretraining.data.batches import SequenceOrder
 from ultrafastbert.pretraining.data.packed import DataError, open_packed
 from ultrafastbert.pretraining.data.prepare import prepare
 
@@ -40,18 +43,63 @@ def test_sequences_cannot_be_written(packed):
         (lambda d: (d / "manifest.json").write_text("[]"), "not the manifest of prepared data"),
         (lambda d: (d / "manifest.json").write_bytes(b"\xff"), "not valid JSON"),
         (lambda d: change_manifest(d, version=99), "version 99"),
-        (lambda d: change_manifest(d, rows={"train": 3}), "train.bin has"),
+        (lambda d: change_manifest(d, rows={"train": 3, "validation": 1}, checksum=None), "train.bin has"),
         (lambda d: change_manifest(d, dtype=None), "lacks"),
         (lambda d: change_manifest(d, rows=None), "lacks"),
         (lambda d: (d / "train.bin").unlink(), "train.bin is missing"),
         (lambda d: (d / "validation.bin").write_bytes(b"\0"), "validation.bin has 1 bytes"),
         (lambda d: (d / "tokenizer" / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda d: change_byte(d / "train.bin"), "is damaged: train.bin"),
+        (lambda d: change_byte(d / "validation.bin"), "is damaged"),
+        (lambda d: change_byte(d / "tokenizer" / "tokenizer.json"), "is damaged"),
+        (lambda d: change_manifest(d, fingerprint="0" * 64), "manifest.json changed since"),
+        (lambda d: change_manifest(d, fingerprint="0" * 64, checksum=None), "is damaged"),
+        (lambda d: change_manifest(d, unigram_entropy=1.0), "manifest.json changed since"),
+        (lambda d: change_manifest(d, special_token_ids={"pad": 0, "mask": 10**6}, checksum=None), "wrong value of"),
+        (lambda d: change_manifest(d, vocab_size="400", checksum=None), "wrong value of"),
     ],
 )
 def test_damage_is_named(packed, damage, message):
     damage(packed.directory)
     with pytest.raises(DataError, match=message):
         open_packed(packed.directory)
+
+
+def change_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_verification_is_remembered_until_a_file_changes(packed, monkeypatch):
+    hashed = []
+    compute = packed_module.compute_fingerprint
+    monkeypatch.setattr(packed_module, "compute_fingerprint", lambda d: hashed.append(d) or compute(d))
+    for _ in range(2):
+        open_packed(packed.directory)
+    assert not hashed  # it was verified when it was prepared
+    train = packed.directory / "train.bin"
+    stat = train.stat()
+    os.utime(train, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    for _ in range(2):
+        open_packed(packed.directory)
+    assert len(hashed) == 1
+    copy = shutil.copytree(packed.directory, packed.directory.with_name("copy"))  # keeps the times
+    change_byte(copy / "train.bin")
+    os.utime(copy / "train.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(DataError, match="copy is damaged"):
+        open_packed(copy)
+
+
+def test_ids_outside_the_vocabulary_are_refused(packed):
+    """Also where the fingerprint was computed from them."""
+    ids = np.fromfile(packed.directory / "train.bin", "<u2")
+    ids[7] = 60_000
+    ids.tofile(packed.directory / "train.bin")
+    change_manifest(packed.directory, fingerprint=packed_module.compute_fingerprint(packed.directory), checksum=None)
+    train = open_packed(packed.directory).train
+    with pytest.raises(DataError, match=r"train.bin has the token id 60000; all should be below \d+"):
+        SequenceOrder(train, seed=0, shuffle=False, vocab_size=packed.vocab_size).read(0, 2)
 
 
 def change_manifest(directory, **changes):

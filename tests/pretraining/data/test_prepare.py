@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
+from ultrafastbert.cli import parse_arguments
+from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.pretraining.data import build
 from ultrafastbert.pretraining.data import prepare as prepare_module
 from ultrafastbert.pretraining.data.arguments import DataArguments
@@ -25,7 +27,7 @@ from ultrafastbert.pretraining.data.sources import TextFile
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("[!.]*") if path.is_file()}
 
 
 def left_behind(cache: Path) -> list[str]:
@@ -114,6 +116,36 @@ def test_prepared_data_is_a_source(text_file, arguments_for, tmp_path):
         prepare(arguments_for([str(text_file), str(elsewhere)]), progress=False)
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_prepared_data_brings_its_own_settings(text_file, arguments_for, tmp_path, capsys, from_file):
+    """Against what a file or default says, but not against what the command line says."""
+    directory = prepare(arguments_for(text_file), progress=False).directory
+    words = [f"--source={directory}"]
+    if from_file:
+        config = tmp_path / "config.yaml"
+        config.write_text("vocab_size: 8192\nmax_tokens_per_character: 0.4\nvalidation_source: other.txt\n")
+        words = ["--config", str(config), *words]
+    assert prepare(parse_arguments(DataArguments, words)).vocab_size <= 400
+    said = capsys.readouterr().err
+    assert "with its own settings: " in said and "sequence_length 16" in said
+    assert ("vocab_size 400, not 8192" in said and "not 'other.txt'" in said) == from_file
+    for option, prepared in (("sequence_length=128", 16), ("sequence_length=64", 16), ("vocab_size=8192", 400)):
+        name, _, value = option.partition("=")
+        for more in ([f"--{option}"], [f"--{name}", value]):
+            arguments = parse_arguments(DataArguments, [*words, *more])
+            with pytest.raises(DataError, match=f"{name} is {value}, but the data in .* was prepared with {prepared}"):
+                prepare(arguments, progress=False)
+    assert prepare(parse_arguments(DataArguments, [*words, "--sequence_length=16"])).directory == directory
+    with pytest.raises(DataError, match="validation_source is"):
+        prepare(parse_arguments(DataArguments, [*words, "--validation_source=x.txt"]))
+
+
+def test_options_of_a_section_are_known_as_given(tmp_path):
+    words = ["--train.max_steps=1", "--data.vocab_size=999", "--data.order", "prevalence"]
+    arguments = parse_arguments(PretrainArguments, words)
+    assert arguments.data.given == {"vocab_size", "order"} and DataArguments().given is None
+
+
 def test_damaged_data_is_reported(text_file, arguments_for):
     packed = prepare(arguments_for(text_file), progress=False)
     os.truncate(packed.directory / "train.bin", 10)
@@ -122,7 +154,7 @@ def test_damaged_data_is_reported(text_file, arguments_for):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
-@pytest.mark.parametrize("step", ["_read", "_make_tokenizer", "_pack", "_fingerprint"])
+@pytest.mark.parametrize("step", ["_read", "_make_tokenizer", "_pack", "compute_fingerprint"])
 def test_an_interrupted_preparation_leaves_no_files(text_file, arguments_for, cache, monkeypatch, step, error):
     original = getattr(build, step)
 

@@ -1,4 +1,4 @@
-"""A task of your own, from CSV, TSV or JSONL files with named columns.
+"""A task of your own, from CSV, TSV, JSONL or Parquet files with named columns.
 
 Notable:
 - Files are read literally: labels are words (`1` and `1.0` are two classes), only an empty field is a missing value,
@@ -73,7 +73,19 @@ def load_table(name: str, train: str | Path, own: OwnDataArguments, seed: int = 
     else:
         evaluation = _split(task, _read_table(Path(own.validation), own))
     tests = [] if own.test is None else [_split(task, _read_table(Path(own.test), own, is_test=True))]
-    return TaskData(task, examples, [evaluation], tests)
+    return TaskData(task, examples, [evaluation], tests, tests_may_change=True)
+
+
+def load_examples(task: Task, path: str | Path, own: OwnDataArguments, labelled: bool) -> Split:
+    """The examples of a file for a task that exists; with their labels if `labelled`.
+
+    Raises:
+        UserError: as `load_table`.
+    """
+    table = _read_table(Path(path), own, is_test=not labelled)
+    if not labelled:
+        table.words = []
+    return _split(task, table)
 
 
 def _task(name: str, table: Table, own: OwnDataArguments) -> Task:
@@ -100,8 +112,14 @@ def _label(task: Task, word: str, place: str) -> int | float:
             raise UserError(f"{place}: the label is {word!r}; it should be a finite number")
         return float(word)
     if word not in task.labels:
-        raise UserError(f"{place}: the label {word!r} is not in the training file")
+        raise UserError(
+            f"{place}: the label {word!r} is not in the training file, whose labels are {_some(task.labels)}"
+        )
     return task.labels.index(word)
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels[:5])) + ", ..." * (len(labels) > 5)
 
 
 def _is_finite(word: str) -> bool:
@@ -204,8 +222,29 @@ def _read_records(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str
         return list(_delimited_records(path, DELIMITERS[suffix], needed))
     if suffix in JSON_SUFFIXES:
         return list(_json_records(path, needed))
+    if name.suffix == ".parquet":
+        return list(_parquet_records(path, needed))
     suffixes = ", ".join((*DELIMITERS, *JSON_SUFFIXES))
-    raise UserError(f"{path} has an unknown format; its name should end in one of {suffixes}, or in these and .gz")
+    raise UserError(
+        f"{path} has an unknown format; its name should end in one of {suffixes}, in these and .gz, or in .parquet"
+    )
+
+
+def _parquet_records(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    """Rows are numbered from 1, as the lines of a JSONL file."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            repeated = [name for name, count in Counter(names).items() if count > 1]
+            if repeated:
+                raise UserError(f"{path} has the column {repeated[0]!r} more than once")
+            _check_names(names, needed, str(path))
+            records = file.read().to_pylist()
+    except (OSError, ArrowException, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    yield from enumerate(records, 1)
 
 
 def _delimited_records(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -57,12 +57,16 @@ class Split:
 
 @dataclass
 class TaskData:
-    """The examples of a task: a split to train on, splits with labels to evaluate on, and splits to predict."""
+    """The examples of a task: a split to train on, splits with labels to evaluate on, and splits to predict.
+
+    `tests_may_change` is True for your own tests, which trained models can predict later; a benchmark's are fixed.
+    """
 
     task: Task
     train: Split
     evaluations: list[Split]
     tests: list[Split]
+    tests_may_change: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -77,11 +81,16 @@ class TaskData:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the examples and their order, wherever they were read from: SHA-256, 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for split in self.splits.values():
-            digest.update(json.dumps([split.title, split.texts, split.labels, split.ids]).encode())
-        return digest.hexdigest()[:16]
+        """A hash of the examples and their order, wherever they were read from, without tests that may change."""
+        return fingerprint([self.train, *self.evaluations] if self.tests_may_change else self.splits.values())
+
+
+def fingerprint(splits: Iterable[Split]) -> str:
+    """A hash of the examples of splits and their order: SHA-256, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(json.dumps([split.title, split.texts, split.labels, split.ids]).encode())
+    return digest.hexdigest()[:16]
 
 
 def numbered(count: int) -> list[str]:

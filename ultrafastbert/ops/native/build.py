@@ -6,6 +6,8 @@
   different machines can share a home directory. If the library exists already, no compiler is needed.
 - If several processes start together, one builds and the others wait. The operating system releases the lock when its
   holder ends, and a finished library is moved to its path atomically, so a build that is killed does no harm.
+- The name of a library ends with a hash of its content. A library that was truncated or changed is never loaded, which
+  could kill the process, but built again.
 - The library is not linked to an OpenMP runtime. It uses the one that PyTorch has loaded, with the same threads.
 """
 
@@ -17,12 +19,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
 from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import fsync
 
 SOURCE = Path(__file__).with_name("native.cpp")
 SOURCES = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
@@ -51,34 +55,54 @@ def build() -> Path:
     """
     compiler, directory = _compiler(), _directory()
     if compiler is None:
-        ready = sorted(directory.glob("*.so"))
-        if not ready:
+        library = _intact(directory, "native-*.so")
+        if library is None:
             raise BuildError(
                 f"the native operator needs a C++ compiler, and {_command()!r} was not found; install g++ 12 or later "
                 "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: gxx), or set CXX to a compiler"
             )
-        return ready[0]
-    library = directory / f"native-{_digest(compiler)}.so"
-    if not library.exists():
+        return library
+    name = f"native-{_digest(compiler)}"
+    if (library := _intact(directory, f"{name}-*.so")) is None:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / "lock"):
-            if not library.exists():
-                _build(library)
+            library = _intact(directory, f"{name}-*.so") or _build(directory, name)
     return library
 
 
-def _build(library: Path) -> None:
-    print(f"ultrafastbert: building the native operator once, in {library.parent} ...", file=sys.stderr, flush=True)
-    for left_over in library.parent.glob("building-*"):  # from a killed process: this one holds the lock
+def _intact(directory: Path, pattern: str) -> Path | None:
+    """The first library whose content has the hash that ends its name."""
+    for library in sorted(directory.glob(pattern)):
+        with suppress(OSError):  # it cannot be read, or another process has just removed it
+            if library.stem.rpartition("-")[2] == _content_hash(library):
+                return library
+    return None
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _build(directory: Path, name: str) -> Path:
+    """Builds the library `NAME-HASH.so`; the caller holds the lock."""
+    print(f"ultrafastbert: building the native operator once, in {directory} ...", file=sys.stderr, flush=True)
+    for damaged in directory.glob(f"{name}-*.so"):
+        damaged.unlink()
+    for left_over in directory.glob("building-*"):  # from a killed process
         shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="building-", dir=library.parent) as scratch:
-        built, objects = Path(scratch) / library.name, Path(scratch) / "native.o"
+    with tempfile.TemporaryDirectory(prefix="building-", dir=directory) as scratch:
+        built, objects = Path(scratch) / f"{name}.so", Path(scratch) / "native.o"
         torch_directory = Path(torch.__file__).parent
         include = [torch_directory / "include", torch_directory / "include/torch/csrc/api/include"]
         _run([*COMPILE, *(f"-I{path}" for path in include), "-c", SOURCE, "-o", objects])
         # without -fopenmp, which would load a second OpenMP runtime with other threads
         _run(["-shared", objects, "-o", built, f"-L{torch_directory / 'lib'}", "-ltorch_cpu", "-lc10"])
+        library = directory / f"{name}-{_content_hash(built)}.so"
+        fsync(built)
         os.replace(built, library)
+        fsync(directory)
+    return library
 
 
 def _run(arguments: list[str | Path]) -> None:

@@ -112,9 +112,11 @@ Tensor route_cpu(const Tensor& x, const Tensor& weight_in, const std::optional<T
 }
 
 // The two backward operators get what the forward pass computed. Only its shape is checked.
-void check_path(const Tensor& leaf, const Tensor& by_neuron, const Tensor& x, int64_t trees) {
+void check_path(const Tensor& leaf, const Tensor& by_neuron, const Tensor& x, int64_t trees, int64_t levels) {
+  TORCH_CHECK_VALUE(leaf.is_cpu() && by_neuron.is_cpu() && x.is_cpu(), "all tensors should be on cpu");
   TORCH_CHECK_VALUE(leaf.dim() == 2 && leaf.size(0) * x.size(-1) == x.numel() && leaf.size(1) == trees &&
-                        by_neuron.dim() == 3 && by_neuron.sizes().slice(0, 2) == leaf.sizes(),
+                        by_neuron.dim() == 3 && by_neuron.sizes().slice(0, 2) == leaf.sizes() &&
+                        by_neuron.size(2) == levels && levels < 32,
                     "leaf has shape ", leaf.sizes(), " and the values of its neurons ", by_neuron.sizes(),
                     "; they should be (tokens, trees) and (tokens, trees, levels)");
 }
@@ -123,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad, const
                                                        const Tensor& weight_out, const Tensor& leaf_,
                                                        const Tensor& pre_activation_) {
   check_arguments(grad, weight_in, std::nullopt, weight_out);
-  check_path(leaf_, pre_activation_, grad, weight_in.size(0));
+  check_path(leaf_, pre_activation_, grad, weight_in.size(0), levels_of(weight_in));
   const Tensor leaf = leaf_.contiguous(), pre_activation = pre_activation_.contiguous();
   Tensor grad_x = empty(grad.sizes(), grad.options());
   Tensor grad_pre_activation = empty(pre_activation.sizes(), pre_activation.options());
@@ -142,8 +144,10 @@ std::tuple<Tensor, Tensor, Tensor> backward_tokens_cpu(const Tensor& grad, const
 std::tuple<Tensor, Tensor, Tensor> backward_weights_cpu(const Tensor& grad_, const Tensor& x_, const Tensor& leaf_,
                                                         const Tensor& grad_pre_activation_,
                                                         const Tensor& activation_) {
-  check_path(leaf_, grad_pre_activation_, x_, leaf_.size(-1));
-  check_path(leaf_, activation_, grad_, leaf_.size(-1));
+  check_path(leaf_, grad_pre_activation_, x_, leaf_.size(-1), activation_.size(-1));
+  check_path(leaf_, activation_, grad_, leaf_.size(-1), activation_.size(-1));
+  TORCH_CHECK_VALUE(grad_.sizes() == x_.sizes(), "grad has shape ", grad_.sizes(), "; it should be that of x, ",
+                    x_.sizes());
   const Tensor grad = grad_.contiguous(), x = x_.contiguous(), leaf = leaf_.contiguous();
   const Tensor grad_pre_activation = grad_pre_activation_.contiguous(), activation = activation_.contiguous();
   const int64_t hidden = x.size(-1), tokens = leaf.size(0), trees = leaf.size(1), levels = activation.size(2);

@@ -179,6 +179,7 @@ std::tuple<Tensor, Tensor, Tensor> leaves_with_path_cpu(const Tensor& x, const T
 
 // The two backward operators get what the forward pass computed. Only its shape is checked.
 void check_leaf_path(const Tensor& leaf, const Tensor& by_neuron, const Tensor& x) {
+  TORCH_CHECK_VALUE(leaf.is_cpu() && by_neuron.is_cpu() && x.is_cpu(), "all tensors should be on cpu");
   TORCH_CHECK_VALUE(leaf.dim() == 1 && leaf.size(0) * x.size(-1) == x.numel() && by_neuron.dim() == 2 &&
                         by_neuron.size(0) == leaf.size(0),
                     "leaf has shape ", leaf.sizes(), " and the values of its neurons ", by_neuron.sizes(),
@@ -189,6 +190,11 @@ std::tuple<Tensor, Tensor, Tensor> leaves_backward_tokens_cpu(const Tensor& grad
                                                               const Tensor& weight_out, const Tensor& leaf_,
                                                               const Tensor& pre_activation_) {
   check_leaf_path(leaf_, pre_activation_, grad);
+  TORCH_CHECK_VALUE(weight_in.dim() == 3 && weight_out.sizes() == weight_in.sizes() && weight_in.is_cpu() &&
+                        weight_out.is_cpu() && weight_in.size(1) == pre_activation_.size(1) &&
+                        weight_in.size(2) == grad.size(-1),
+                    "weight_in has shape ", weight_in.sizes(), " and weight_out ", weight_out.sizes(),
+                    "; both should be (leaves, ", pre_activation_.size(1), ", ", grad.size(-1), ") on cpu");
   const Tensor leaf = leaf_.contiguous(), pre_activation = pre_activation_.contiguous();
   Tensor grad_x = empty(grad.sizes(), grad.options());
   Tensor grad_pre_activation = empty(pre_activation.sizes(), pre_activation.options());
@@ -242,6 +248,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> leaves_backward_weights_cpu(const Ten
                                                                        const Tensor& activation_, int64_t leaves) {
   check_leaf_path(leaf_, grad_pre_activation_, x_);
   check_leaf_path(leaf_, activation_, grad_);
+  TORCH_CHECK_VALUE(grad_.sizes() == x_.sizes() && activation_.sizes() == grad_pre_activation_.sizes(),
+                    "grad and x, and both values of the neurons, should have the same shapes");
   const Tensor grad = grad_.contiguous(), x = x_.contiguous(), leaf = leaf_.contiguous();
   const Tensor grad_pre_activation = grad_pre_activation_.contiguous(), activation = activation_.contiguous();
   const int64_t hidden = x.size(-1), tokens = leaf.size(0), size = activation.size(1);

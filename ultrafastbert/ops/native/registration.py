@@ -61,10 +61,22 @@ SHAPES: dict[str, Callable[..., Any]] = {
 """For each operator, a function of its arguments that returns tensors of the right shapes and dtypes."""
 
 
+def _on_one_device(shapes: Callable[..., Any]) -> Callable[..., Any]:
+    """`shapes`, after a check. If one tensor of several is on `meta`, PyTorch takes this for the computation."""
+
+    def checked(*arguments: Any) -> Any:
+        devices = {str(argument.device) for argument in arguments if isinstance(argument, Tensor)}
+        if len(devices) > 1:
+            raise ValueError(f"the tensors are on devices {', '.join(sorted(devices))}; they should be on one device")
+        return shapes(*arguments)
+
+    return checked
+
+
 def register() -> None:
     """Registers everything with PyTorch; the library must be loaded."""
     for name, shapes in SHAPES.items():
-        torch.library.register_fake(f"ultrafastbert::{name}", shapes)
+        torch.library.register_fake(f"ultrafastbert::{name}", _on_one_device(shapes))
     torch.library.register_autograd("ultrafastbert::fff_with_path", _backward, setup_context=_save_for_backward)
     torch.library.register_autograd(
         "ultrafastbert::leaves_with_path", _leaves_backward, setup_context=_save_for_leaves_backward

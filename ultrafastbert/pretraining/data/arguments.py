@@ -1,7 +1,7 @@
 """Options of data preparation. The docstrings of the fields are the `--help` of commands."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ultrafastbert.utils.validation import NOT_EMPTY, POSITIVE, PROPER_FRACTION, at_least, check_fields, one_of
 
@@ -9,6 +9,9 @@ from ultrafastbert.utils.validation import NOT_EMPTY, POSITIVE, PROPER_FRACTION,
 @dataclass
 class DataArguments:
     """Where the text comes from and how it becomes sequences of tokens."""
+
+    given: ClassVar[frozenset[str] | None] = None
+    # The options that the command line names, other than a file or a default; None: they are not known.
 
     source: str | list[str] = "docstrings"
     """Text to train on, one or several of: `docstrings` (English prose from the installed Python packages, no

@@ -9,7 +9,7 @@ import torch
 
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker
-from ultrafastbert.pretraining.data.packed import PackedData
+from ultrafastbert.pretraining.data.packed import PackedData, check_ids
 from ultrafastbert.pretraining.step import to_device
 
 
@@ -20,19 +20,23 @@ class SequenceOrder:
         sequences: `(sequences, sequence_length)` of an unsigned integer type; may be memory-mapped.
         seed: of the shuffling.
         shuffle: False keeps the order of the file, for files that are ordered on purpose.
+        vocab_size: token ids are below it; None: they are not checked.
     """
 
-    def __init__(self, sequences: np.ndarray, seed: int, shuffle: bool = True):
-        self.sequences, self.seed, self.shuffle = sequences, seed, shuffle
+    def __init__(self, sequences: np.ndarray, seed: int, shuffle: bool = True, vocab_size: int | None = None):
+        self.sequences, self.seed, self.shuffle, self.vocab_size = sequences, seed, shuffle, vocab_size
         self._epoch, self._permutation = -1, np.empty(0, np.uint32)
 
     def read(self, start: int, count: int) -> torch.Tensor:
         """Returns the sequences at positions `start` to `start + count`: int64 `(count, sequence_length)`.
 
-        Positions continue through all epochs: in epoch e they start at e times the number of sequences.
+        Positions continue through all epochs: in epoch e they start at e times the number of sequences. Raises a
+        DataError for a token id that is not in the vocabulary.
         """
-        indices = [self._index(position) for position in range(start, start + count)]
-        return torch.from_numpy(self.sequences[indices].astype(np.int64))
+        ids = self.sequences[[self._index(position) for position in range(start, start + count)]]
+        if self.vocab_size is not None:
+            check_ids(ids, self.vocab_size, getattr(self.sequences, "filename", None) or "the data")
+        return torch.from_numpy(ids.astype(np.int64))
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.sequences))
@@ -61,13 +65,13 @@ class MaskedBatches:
         self.size, self.device = train.micro_batch_size, device
         # Sequences that were ordered on purpose are trained on in that order.
         shuffle = data.manifest["request"]["options"]["order"] == "source"
-        self.order = SequenceOrder(data.train, seed, shuffle)
+        self.order = SequenceOrder(data.train, seed, shuffle, data.vocab_size)
         of_data = (data.vocab_size, data.special_token_ids)
         in_validation = train.eval_mask_probability or train.mask_probability
         self.masker = Masker(train.mask_probability, *of_data, seed, device)
         self.validation_masker = Masker(in_validation, *of_data, seed + 1, device)
         count = min(train.eval_sequences, len(data.validation))
-        self.validation = SequenceOrder(data.validation, seed=0).read(0, count)
+        self.validation = SequenceOrder(data.validation, seed=0, vocab_size=data.vocab_size).read(0, count)
 
     def read(self, place: int, mask_probability: float) -> MaskedBatch:
         """The micro-batch that starts at sequence `place` of the training data's order, with this fraction masked."""

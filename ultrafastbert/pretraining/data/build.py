@@ -7,7 +7,6 @@ into sequences without padding, and orders the sequences. Notable:
 - The manifest counts everything that is dropped.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,15 @@ from transformers import PreTrainedTokenizerFast
 
 from ultrafastbert.pretraining.data.arguments import DataArguments
 from ultrafastbert.pretraining.data.frequencies import order_by_prevalence, token_frequencies, unigram_entropy
-from ultrafastbert.pretraining.data.packed import FORMAT, MANIFEST, SPLITS, TOKENIZER, VERSION, DataError
+from ultrafastbert.pretraining.data.packed import (
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    TOKENIZER,
+    VERSION,
+    DataError,
+    compute_fingerprint,
+)
 from ultrafastbert.pretraining.data.sources import Source
 from ultrafastbert.pretraining.data.spool import Spool, in_validation, sampled
 from ultrafastbert.pretraining.data.tokenizer import (
@@ -35,6 +42,7 @@ from ultrafastbert.pretraining.data.tokenizer import (
     train_tokenizer,
     wrap_tokenizer,
 )
+from ultrafastbert.utils.files import seal
 from ultrafastbert.utils.progress import ProgressLines, progress_bar
 
 Bar = Callable[..., tqdm | ProgressLines]
@@ -89,7 +97,7 @@ def build(
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": _fingerprint(directory),
+        "fingerprint": compute_fingerprint(directory),
         "sequence_length": length,
         "vocab_size": vocab_size,
         "dtype": dtype.name,
@@ -99,7 +107,7 @@ def build(
         "counts": counts,
         "request": request,
     }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (directory / MANIFEST).write_text(json.dumps(seal(manifest), indent=2) + "\n")
     if progress:
         print(_summary(manifest, time.monotonic() - started), file=sys.stderr)
 
@@ -211,15 +219,6 @@ def _check_sequences(sequences: dict[str, int], counts: dict[str, int], argument
         if not sequences[split]:
             lack = f"too little text for one {name} sequence of {arguments.sequence_length} tokens"
             raise DataError(f"{lack}: {remedy}. {_texts_summary(counts)}")
-
-
-def _fingerprint(directory: Path) -> str:
-    """SHA-256 of the SHA-256 digests of the token files and of `tokenizer.json`."""
-    digest = hashlib.sha256()
-    for path in (*(directory / f"{split}.bin" for split in SPLITS), directory / TOKENIZER / "tokenizer.json"):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _summary(manifest: dict, seconds: float) -> str:

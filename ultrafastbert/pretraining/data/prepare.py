@@ -34,9 +34,9 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
     """Opens the data that the arguments describe, and prepares it first if necessary.
 
     Args:
-        arguments: sources and options. A source that is a directory of prepared data is opened as it is; options that
-            are not at their defaults must then equal those it was prepared with. (An option given with its default
-            value cannot be distinguished from one that was not given.)
+        arguments: sources and options. A source that is a directory of prepared data is opened as it is. Options that
+            the command line names (`arguments.given`) must then equal those it was prepared with; others give way. If
+            `given` is None, options that are not at their defaults count as given.
         progress: show progress and a summary on stderr.
 
     Raises:
@@ -46,7 +46,7 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
     names = source_names(arguments.source)
     first = Path(names[0]).expanduser()
     if len(names) == 1 and (first / MANIFEST).is_file():
-        return _open_as_source(first, arguments)
+        return _open_as_source(first, arguments, progress)
 
     sources = find_sources(arguments.source, arguments)
     validation = find_sources(arguments.validation_source, arguments)
@@ -69,21 +69,29 @@ def prepare(arguments: DataArguments, *, progress: bool = True) -> PackedData:
     return packed
 
 
-def _open_as_source(directory: Path, arguments: DataArguments) -> PackedData:
-    if arguments.validation_source is not None:
-        raise DataError(
-            f"validation_source is {arguments.validation_source!r}, but the data in {directory} is prepared and has "
-            "its own validation texts: omit validation_source, or prepare the text again"
-        )
-    packed = open_packed(directory)
-    options = packed.manifest["request"]["options"]
+def _open_as_source(directory: Path, arguments: DataArguments, progress: bool) -> PackedData:
+    """Opens prepared data; what the command line says must agree with it, what a file or default says gives way."""
+    given, packed = arguments.given, open_packed(directory)
+    options, ignored = packed.manifest["request"]["options"], []
     for field in dataclasses.fields(arguments):
-        value = getattr(arguments, field.name)
-        if field.name in options and value not in (field.default, options[field.name]):
-            raise DataError(
-                f"{field.name} is {value!r}, but the data in {directory} was prepared with "
-                f"{options[field.name]!r}: omit {field.name}, or prepare the text again"
-            )
+        value, is_default = getattr(arguments, field.name), getattr(arguments, field.name) == field.default
+        is_given = field.name in given if given is not None else not is_default
+        if field.name == "validation_source":
+            if value is not None and is_given:
+                raise DataError(
+                    f"validation_source is {value!r}, but the data in {directory} is prepared and has its own"
+                    " validation texts: omit validation_source, or prepare the text again"
+                )
+            ignored += [] if value is None else [f"its own validation texts, not {value!r}"]
+        elif field.name in options and value != options[field.name]:
+            if is_given:
+                raise DataError(
+                    f"{field.name} is {value!r}, but the data in {directory} was prepared with "
+                    f"{options[field.name]!r}: omit {field.name}, or prepare the text again"
+                )
+            ignored.append(f"{field.name} {options[field.name]!r}" + f", not {value!r}" * (not is_default))
+    if ignored and progress:
+        print(f"Prepared data: {directory}, with its own settings: {'; '.join(ignored)}", file=sys.stderr)
     return packed
 
 
