@@ -70,6 +70,11 @@ COMMANDS = {
         "commands.plot:plot",
         "commands.plot:PlotArguments",
     ),
+    "export": Command(
+        "Export a model: export hub.",
+        "",
+        "",
+    ),
     "benchmark": Command(
         "Measure speed on this machine: benchmark layer | encoder | training | soft.",
         "",
@@ -100,6 +105,17 @@ BENCHMARKS = {
     ),
 }
 
+EXPORTS = {
+    "hub": Command(
+        "Write a directory for the Hub, whose model loads without this package.",
+        "export.hub:export_hub",
+        "export.hub:HubArguments",
+    ),
+}
+
+GROUPS = {"benchmark": BENCHMARKS, "export": EXPORTS}
+"""Commands that are followed by the name of another."""
+
 EXIT_CODES = """exit codes:
   0    success
   1    an error that the message explains: data, a checkpoint, a directory
@@ -121,9 +137,9 @@ def main(command: str | None = None, argv: list[str] | None = None) -> None:
     try:
         if command is None:
             command, argv = _choose(argv, COMMANDS, "ultrafastbert")
-        if command == "benchmark":
-            name, argv = _choose(argv, BENCHMARKS, "ultrafastbert benchmark")
-            run_command(BENCHMARKS[name], argv, f"ultrafastbert benchmark {name}")
+        if command in GROUPS:
+            name, argv = _choose(argv, GROUPS[command], f"ultrafastbert {command}")
+            run_command(GROUPS[command][name], argv, f"ultrafastbert {command} {name}")
         else:
             run_command(COMMANDS[command], argv, f"ultrafastbert {command}")
         sys.stdout.flush()

@@ -6,12 +6,15 @@ and 1x7x32 is one of depth 7 with leaves of 32 neurons.
 `feedforward="none"` the control, the same encoder without feedforward layers.
 """
 
-from typing import Literal
+import os
+from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from ultrafastbert.utils.origin import AUTO_MAP, write_requirement
 from ultrafastbert.utils.sizes import MAX_DEPTH
 from ultrafastbert.utils.validation import POSITIVE, Rule, at_least, between, check, check_fields, one_of
 
@@ -122,3 +125,11 @@ class UltraFastBertConfig(PreTrainedConfig):
             check("hidden_size", self.hidden_size, pairs)
         even = Rule(lambda width: width % 2 == 0, "even, because sinusoidal positions come in pairs")
         check("hidden_size", self.hidden_size, even)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes `config.json`, and beside it the file that names this package (`ultrafastbert.utils.origin`)."""
+        comes_with_code = self._auto_class is not None  # loaded by trust_remote_code; transformers saves that code
+        if not comes_with_code and not os.path.isfile(save_directory):
+            self.auto_map = dict(AUTO_MAP)
+            write_requirement(Path(save_directory))
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
