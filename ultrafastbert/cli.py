@@ -71,7 +71,7 @@ COMMANDS = {
         "commands.plot:PlotArguments",
     ),
     "export": Command(
-        "Export a model: export hub.",
+        "Export a model: export hub | onnx.",
         "",
         "",
     ),
@@ -110,6 +110,11 @@ EXPORTS = {
         "Write a directory for the Hub, whose model loads without this package.",
         "export.hub:export_hub",
         "export.hub:HubArguments",
+    ),
+    "onnx": Command(
+        "Write a model as a graph of standard operators, and check it in ONNX Runtime.",
+        "export.onnx:export_onnx",
+        "export.onnx:OnnxArguments",
     ),
 }
 

@@ -40,7 +40,7 @@ for name in ("datasets", "accelerate", "jsonargparse", "matplotlib", "evaluate",
 def make(head="UltraFastBertModel", **options):
     """A model whose trees with leaves have decisions, and different leaves."""
     torch.manual_seed(0)
-    model = HEADS[head](tiny(initializer_range=0.5, **options)).eval()
+    model = HEADS[head](tiny(**({"initializer_range": 0.5} | options))).eval()
     for module in model.modules():
         if isinstance(module, HardFFF):
             module.split_by_variance(torch.randn(100, module.input_size))
@@ -65,7 +65,7 @@ def batch(model=None):
     mask[1, 4:] = 0
     mask[2, :6] = 0
     if "MultipleChoice" in type(model).__name__:
-        input_ids, mask = input_ids[:, None].repeat(1, 2, 1).flip(0), mask[:, None].repeat(1, 2, 1).flip(0)
+        input_ids, mask = torch.stack((input_ids, input_ids.flip(1)), dim=1), mask[:, None].repeat(1, 2, 1)
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
