@@ -11,66 +11,161 @@
 """
 
 from collections.abc import Iterable
-from typing import Any, NoReturn, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from ultrafastbert.modeling_ultrafastbert import Angles, UltraFastBertLayer, UltraFastBertModel
-
-Norm = tuple[Tensor, Tensor, float]
-"""Weight, bias and epsilon."""
-
-
-def refuse_to_save(*_: Any) -> NoReturn:
-    """Raises the error for a model that is saved or pickled after it was optimised."""
-    raise RuntimeError("an optimised model cannot be saved; save the original model, and optimise it after loading")
+from ultrafastbert.ops import native
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without bias whose weight is packed for oneDNN: `(..., in)` -> `(..., out)`.
+    """A linear layer whose weight is packed for oneDNN: `(..., in)` -> `(..., out)`.
+
+    Only `packed` is in memory. The layout is that of this processor and of this version of oneDNN, so the layer is
+    saved and pickled with its ordinary weight, from which `pack` takes milliseconds.
 
     Args:
-        weight: `(out, in)`.
+        in_features, out_features: sizes.
+        bias: whether there is a bias.
         dtype: of inputs, products and outputs.
+
+    Attributes:
+        weight: the ordinary weight `(out, in)` before `pack`, and None after it.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
+    packed: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype):
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.dtype = dtype
-        self.packed = self._pack(weight)  # not a parameter: PyTorch cannot read this layout
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.weight = nn.Parameter(self._empty(), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    def _empty(self) -> Tensor:
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype)
+
+    @classmethod
+    def like(cls, linear: nn.Linear, dtype: torch.dtype) -> Self:
+        """Packs the weight of a linear layer, rounded to what this class computes with."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, dtype)
+        with torch.no_grad():
+            layer._round(linear.weight)
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        layer.pack()
+        return layer
+
+    def _round(self, weight: Tensor) -> None:
+        assert self.weight is not None
+        self.weight.copy_(weight)
+
+    def pack(self) -> None:
+        """Packs `weight`, and drops it."""
+        assert self.weight is not None
+        self.packed = self._pack(self.weight.detach())  # not a parameter: PyTorch cannot read this layout
+        self.weight = None
 
     def _pack(self, weight: Tensor) -> Tensor:
+        if not self._can_pack():
+            return weight
         tokens = 128  # oneDNN chooses the layout for this number; it works for all
-        return torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), tokens)
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens)
+
+    def _can_pack(self) -> bool:
+        """Whether oneDNN multiplies in this dtype here; otherwise PyTorch does, from the ordinary weight."""
+        return self.dtype is not torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def unpack(self) -> Tensor:
+        """The ordinary weight `(out, in)`, the same to the last bit as before `pack`."""
+        return self.packed.to_dense() if self.packed.is_mkldnn else self.packed
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        if not self.packed.is_mkldnn:
+            return nn.functional.linear(x, self.packed, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
     def extra_repr(self) -> str:
         """The sizes and the dtype, for `print(model)`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
-        return self  # it never changes
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight is None:
+            destination[f"{prefix}weight"] = self.unpack()
 
-    __reduce_ex__ = refuse_to_save
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        was_packed = self.weight is None
+        if was_packed:
+            self.weight = nn.Parameter(self.unpack(), requires_grad=False)
+        super()._load_from_state_dict(*arguments)
+        if was_packed:
+            self.pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if state.pop("packed", None) is not None:
+            state["unpacked"] = self.unpack()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpacked = state.pop("unpacked", None)
+        super().__setstate__(state)
+        if unpacked is not None:
+            self.packed = self._pack(unpacked)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # it never changes
 
 
 class Int8Linear(PackedLinear):
-    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token."""
+    """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token.
+
+    On a processor without instructions for it, oneDNN's sums would overflow (16 bits). There the layer multiplies the
+    same rounded weight in `dtype`.
+    """
+
+    scale: Tensor  # (out,) float32
+
+    def _empty(self) -> Tensor:
+        self.register_buffer("scale", torch.empty(self.out_features, dtype=torch.float32))
+        return torch.empty(self.out_features, self.in_features, dtype=torch.int8)
+
+    def _round(self, weight: Tensor) -> None:
+        weight = weight.float()
+        self.scale.copy_((weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny))
+        super()._round((weight / self.scale[:, None]).round())
 
     def _pack(self, weight: Tensor) -> Tensor:
-        weight = weight.float()
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
-        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
-        return torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.multiplies_int8 = has_int8_instructions()
+        if self.multiplies_int8:
+            return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)  # (in, out)
+        self.rounded = weight
+        return super()._pack((weight * self.scale[:, None]).to(self.dtype))
+
+    def unpack(self) -> Tensor:
+        """The ordinary weight, int8 `(out, in)`."""
+        return self.packed.to_dense().T.contiguous() if self.multiplies_int8 else self.rounded
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
-        return torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
+        if not self.multiplies_int8:
+            return super().forward(x)
+        output = torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
+        return output if self.bias is None else output + self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("rounded", None)  # it is the ordinary weight
+        return state
+
+
+def has_int8_instructions() -> bool:
+    """Whether the processor adds up products of int8 in 32 bits."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(feature, False) for feature in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 class UnpaddedLayers:
@@ -78,12 +173,16 @@ class UnpaddedLayers:
 
     Args:
         encoder: the encoder whose layers are run.
-        norms: the norms of the layers in the order of their use, then the final norm, in float32.
         dtype: of what the norms return, which the layers compute in.
     """
 
-    def __init__(self, encoder: UltraFastBertModel, norms: list[Norm], dtype: torch.dtype):
-        self.encoder, self.norms, self.dtype = encoder, norms, dtype
+    def __init__(self, encoder: UltraFastBertModel, dtype: torch.dtype):
+        self.encoder, self.dtype = encoder, dtype
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not native.available():  # in a new process they are not loaded
+            raise RuntimeError("the model needs the native operators (see the warning); optimise the original model")
+        self.__dict__.update(state)
 
     @torch.compiler.disable
     def __call__(
@@ -121,7 +220,7 @@ class UnpaddedLayers:
         operators = torch.ops.ultrafastbert
         heads = self.encoder.config.num_attention_heads
         stream = tokens.to(torch.float32, copy=True)
-        norms = iter(self.norms)
+        norms = ((norm.weight, norm.bias, norm.eps) for norm in norms_of(self.encoder))
         x = operators.add_norm(stream, None, *next(norms), self.dtype)
         for layer in cast(Iterable[UltraFastBertLayer], self.encoder.layers):
             qkv = layer.attention.qkv_proj(x)
@@ -132,6 +231,17 @@ class UnpaddedLayers:
             if layer.feedforward is not None:
                 x = operators.add_norm(stream, layer.feedforward(x), *next(norms), self.dtype)
         return x
+
+
+def linear_layers(encoder: UltraFastBertModel) -> list[nn.Linear]:
+    """The linear layers inside the layers of an encoder, which are packed."""
+    return [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
+
+
+def norms_of(encoder: UltraFastBertModel) -> list[nn.LayerNorm]:
+    """The norms of the layers in the order of their use, then the final norm; in an optimised model in float32."""
+    modules = (*encoder.layers.modules(), encoder.final_norm)
+    return [module for module in modules if isinstance(module, nn.LayerNorm)]
 
 
 def _angles_of_tokens(position_embeddings: Angles | None, batch: int) -> list[Tensor]:

@@ -7,13 +7,19 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from ultrafastbert.inference.operators import Int8Linear, PackedLinear, UnpaddedLayers, refuse_to_save
+from ultrafastbert.inference.operators import (
+    Int8Linear,
+    PackedLinear,
+    has_int8_instructions,
+    linear_layers,
+    norms_of,
+)
+from ultrafastbert.inference.saved import DTYPES, OptimizedConfig, OptimizedLoader
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertModel, UltraFastBertPreTrainedModel
 from ultrafastbert.ops import native
 from ultrafastbert.utils.validation import check, one_of
 
 Model = TypeVar("Model", bound=UltraFastBertPreTrainedModel)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def optimize_for_inference(
@@ -22,7 +28,8 @@ def optimize_for_inference(
     """Returns a copy of a model that is fast on the CPU; the model itself does not change.
 
     The copy is called like the model and returns the same outputs, rounded to `dtype`; hidden states of padding are
-    zero. It has no gradients and cannot be saved. Its attribute `optimizations` lists the changes.
+    zero. It has no gradients. Its attribute `optimizations` lists the changes. `save_pretrained` saves it as it is,
+    and `from_pretrained` loads it faster than the model, ready to run (`ultrafastbert.inference.saved`).
 
     Args:
         model: the encoder or one of its heads, on the CPU.
@@ -30,7 +37,8 @@ def optimize_for_inference(
             processor has instructions for it (AVX-512 BF16 or AMX), else float32.
         int8: whether the linear layers inside the encoder multiply in int8: the projections of attention, and those of
             dense feedforward layers. Weights are rounded by output, tokens at each call. Trees are not rounded. "auto"
-            is True if the processor has instructions for it (AVX-512 VNNI, AVX VNNI or AMX).
+            is True if the processor has instructions for it (AVX-512 VNNI, AVX VNNI or AMX); without them, True rounds
+            the weights only.
         verbose: print the changes to standard error.
 
     Raises:
@@ -51,28 +59,11 @@ def optimize_for_inference(
     native_operators = native.available()
     int8 = native_operators and _choose_int8(int8)
 
-    encoder = cast(UltraFastBertModel, model.base_model)
-    norms = [  # in order of use, and not those of the copy, which are rounded
-        (norm.weight.detach().float().clone(), norm.bias.detach().float().clone(), norm.eps)
-        for norm in (*encoder.layers.modules(), encoder.final_norm)
-        if isinstance(norm, nn.LayerNorm)
-    ]
-    packed = _packed_linear_layers(encoder, dtype, int8) if native_operators else {}
-    optimized = _copy(model, dtype, packed)
-    done = [f"weights in {str(dtype).removeprefix('torch.')}"]
-    if native_operators:
-        encoder = cast(UltraFastBertModel, optimized.base_model)
-        encoder.run_layers = UnpaddedLayers(encoder, norms, dtype)  # pyright: ignore[reportAttributeAccessIssue]
-        done += [
-            f"{len(packed)} linear layers packed for oneDNN{', multiplying in int8' if int8 else ''}",
-            "padding removed, attention, residuals and norms computed by native operators, residuals in float32",
-        ]
-    else:
-        done += ["no native operators (see the warning), so layers, padding and attention did not change"]
-    optimized.optimizations = tuple(done)  # pyright: ignore[reportArgumentType]
-    optimized.register_state_dict_pre_hook(refuse_to_save)
+    linear_class = _linear_class(int8) if native_operators else None
+    optimized = _copy(model, dtype, linear_class)
+    OptimizedLoader(OptimizedConfig(dtype, linear_class, native_operators)).attach(optimized)
     if verbose:
-        print(f"optimize_for_inference: {'; '.join(done)}", file=sys.stderr)
+        print(f"optimize_for_inference: {'; '.join(cast(tuple[str, ...], optimized.optimizations))}", file=sys.stderr)
     return optimized
 
 
@@ -86,7 +77,7 @@ def _choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _choose_int8(int8: bool | str) -> bool:
     check("int8", int8, one_of(True, False, "auto"))
     if int8 == "auto":
-        return _has_onednn() and _processor_has("avx512_vnni", "avx_vnni", "amx_int8")
+        return _has_onednn() and has_int8_instructions()
     if int8 and not _has_onednn():
         raise RuntimeError("int8=True needs oneDNN, which this build of PyTorch does not have")
     return bool(int8)
@@ -101,23 +92,22 @@ def _processor_has(*features: str) -> bool:
     return any(capabilities.get(feature, False) for feature in features)
 
 
-def _packed_linear_layers(encoder: UltraFastBertModel, dtype: torch.dtype, int8: bool) -> dict[nn.Module, nn.Module]:
-    """The linear layers inside the encoder's layers, and what replaces each."""
+def _linear_class(int8: bool) -> type[PackedLinear] | None:
     if not torch.backends.mkldnn.is_available():
-        return {}
-    packed = Int8Linear if int8 else PackedLinear
-    linear_layers = [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
-    return {linear: packed(linear.weight.detach(), dtype) for linear in linear_layers}
+        return None
+    return Int8Linear if int8 else PackedLinear
 
 
-def _copy(model: Model, dtype: torch.dtype, replaced: dict[nn.Module, nn.Module]) -> Model:
-    """A copy in another dtype and with some modules replaced, whose tensors are never copied."""
-    tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+def _copy(model: Model, dtype: torch.dtype, linear_class: type[PackedLinear] | None) -> Model:
+    """A copy in another dtype, except for the norms, and with packed linear layers; no tensor is copied twice."""
+    encoder = cast(UltraFastBertModel, model.base_model)
+    replaced = {linear: linear_class.like(linear, dtype) for linear in linear_layers(encoder)} if linear_class else {}
     inside = {id(tensor) for module in replaced for tensor in module.parameters()}
+    in_float32 = {id(tensor) for norm in norms_of(encoder) for tensor in norm.parameters()}
     copies: dict[int, Any] = {id(module): substitute for module, substitute in replaced.items()}  # deepcopy's memo
-    for tensor in tensors:
+    for tensor in [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]:
         if id(tensor) not in inside:
-            converted = tensor.detach().to(dtype, copy=True)
+            converted = tensor.detach().to(torch.float32 if id(tensor) in in_float32 else dtype, copy=True)
             parameter = isinstance(tensor, nn.Parameter)
             copies[id(tensor)] = nn.Parameter(converted, requires_grad=False) if parameter else converted
     return copy.deepcopy(model, copies).eval()
