@@ -19,7 +19,7 @@ from ultrafastbert.modeling_ultrafastbert import UltraFastBertModel, UltraFastBe
 from ultrafastbert.ops import native
 from ultrafastbert.utils.validation import check, one_of
 
-Model = TypeVar("Model", bound=UltraFastBertPreTrainedModel)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def optimize_for_inference(
@@ -32,7 +32,8 @@ def optimize_for_inference(
     and `from_pretrained` loads it faster than the model, ready to run (`ultrafastbert.inference.saved`).
 
     Args:
-        model: the encoder or one of its heads, on the CPU.
+        model: the encoder or one of its heads, on the CPU; or a `SentenceTransformer` (any `nn.Sequential`) with one
+            of them inside, which is optimised in the copy.
         dtype: of weights and products, `torch.float32` or `torch.bfloat16` (or their names). "auto" is bfloat16 if the
             processor has instructions for it (AVX-512 BF16 or AMX), else float32.
         int8: whether the linear layers inside the encoder multiply in int8: the projections of attention, and those of
@@ -42,13 +43,18 @@ def optimize_for_inference(
         verbose: print the changes to standard error.
 
     Raises:
-        TypeError: `model` is not a model of this package (merge adapters first).
+        TypeError: `model` is not a model of this package, or has adapters (merge them first).
         ValueError: the model is not on the CPU or is already optimised, or `dtype` or `int8` is another value.
         RuntimeError: `int8` is True, but this build of PyTorch has no oneDNN.
     """
-    if not isinstance(model, UltraFastBertPreTrainedModel):
+    if isinstance(model, nn.Sequential):
+        inside = [module for module in model.modules() if isinstance(module, UltraFastBertPreTrainedModel)]
+        if inside:  # the first one has the others, if any, inside
+            optimized = optimize_for_inference(inside[0], dtype, int8, verbose)
+            return copy.deepcopy(model, {id(inside[0]): optimized}).eval()
+    if not isinstance(model, UltraFastBertPreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
         raise TypeError(
-            f"model is a {type(model).__name__}; it should be a model of ultrafastbert "
+            f"model is a {type(model).__name__}; it should be a model of ultrafastbert without adapters "
             "(for a model with adapters, pass the result of its merge_and_unload())"
         )
     if model.device.type != "cpu":
@@ -64,7 +70,7 @@ def optimize_for_inference(
     OptimizedLoader(OptimizedConfig(dtype, linear_class, native_operators)).attach(optimized)
     if verbose:
         print(f"optimize_for_inference: {'; '.join(cast(tuple[str, ...], optimized.optimizations))}", file=sys.stderr)
-    return optimized
+    return cast(Model, optimized)
 
 
 def _choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -98,7 +104,9 @@ def _linear_class(int8: bool) -> type[PackedLinear] | None:
     return Int8Linear if int8 else PackedLinear
 
 
-def _copy(model: Model, dtype: torch.dtype, linear_class: type[PackedLinear] | None) -> Model:
+def _copy(
+    model: UltraFastBertPreTrainedModel, dtype: torch.dtype, linear_class: type[PackedLinear] | None
+) -> UltraFastBertPreTrainedModel:
     """A copy in another dtype, except for the norms, and with packed linear layers; no tensor is copied twice."""
     encoder = cast(UltraFastBertModel, model.base_model)
     replaced = {linear: linear_class.like(linear, dtype) for linear in linear_layers(encoder)} if linear_class else {}
