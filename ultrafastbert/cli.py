@@ -71,7 +71,7 @@ COMMANDS = {
         "commands.plot:PlotArguments",
     ),
     "export": Command(
-        "Export a model: export hub | onnx.",
+        "Export a model: export hub | onnx | aoti.",
         "",
         "",
     ),
@@ -115,6 +115,11 @@ EXPORTS = {
         "Write a model as a graph of standard operators, and check it in ONNX Runtime.",
         "export.onnx:export_onnx",
         "export.onnx:OnnxArguments",
+    ),
+    "aoti": Command(
+        "Compile a model ahead of time, for processors like this one.",
+        "export.aoti:export_aoti",
+        "export.aoti:AotiArguments",
     ),
 }
 

@@ -37,7 +37,7 @@ def test_the_commands_and_programs_of_the_guide_run(tmp_path, monkeypatch, capsy
                 ran.append(" ".join(arguments[:2]))
             else:
                 assert program == "pip"
-    assert ran.count("python") == 6 and {"export hub", "export onnx"} <= set(ran)
+    assert ran.count("python") == 7 and {"export hub", "export onnx", "export aoti"} <= set(ran)
     assert "trainable params" in capsys.readouterr().out
     assert Path("out/sentences/1_Pooling").is_dir() and Path("out/fast/model.safetensors").is_file()
     shutil.rmtree("out")

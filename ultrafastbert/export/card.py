@@ -158,9 +158,10 @@ def _data(records: Records) -> str:
     if not sources:
         text = "What text the model was pretrained on is unknown: no record of it came with the model."
     else:
-        names = [Path(source).name or source for source in ([sources] if isinstance(sources, str) else sources)]
-        text = f"Pretrained on: {', '.join(f'`{name}`' for name in names)}."
-        options = {key: data[key] for key in ("hub_config", "hub_split", "max_texts", "deduplicate") if key in data}
+        sources = [Path(source).name or source for source in ([sources] if isinstance(sources, str) else sources)]
+        text = f"Pretrained on: {', '.join(f'`{source}`' for source in sources)}."
+        names = ("hub_config", "hub_revision", "max_texts", "deduplicate")
+        options = {name: data[name] for name in names if data.get(name) is not None}
         text += f" Options: {_listed(options)}." if options else ""
     if fingerprint := records.pretraining.get("data_fingerprint"):
         text += f" Fingerprint of the prepared data: `{fingerprint}`."
