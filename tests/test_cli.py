@@ -9,7 +9,7 @@ import pytest
 
 import ultrafastbert
 from ultrafastbert import cli
-from ultrafastbert.cli import BENCHMARKS, COMMANDS, main, parse_arguments
+from ultrafastbert.cli import COMMANDS, GROUPS, main, parse_arguments
 from ultrafastbert.finetuning.arguments import FinetuneArguments
 from ultrafastbert.pretraining.arguments import PretrainArguments
 from ultrafastbert.utils.errors import Interrupted, UserError
@@ -45,14 +45,14 @@ def test_a_wrong_command_is_named(argv, message, capsys):
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "benchmark"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in GROUPS])
 def test_every_command_documents_its_options(name, capsys):
     check_help([name], COMMANDS[name], capsys)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_documents_its_options(name, capsys):
-    check_help(["benchmark", name], BENCHMARKS[name], capsys)
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in GROUPS[group]])
+def test_every_command_of_a_group_documents_its_options(group, name, capsys):
+    check_help([group, name], GROUPS[group][name], capsys)
 
 
 def check_help(argv, command, capsys):

@@ -279,3 +279,36 @@ def test_lora(tmp_path, targets):
     loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     torch.testing.assert_close(loaded(**batch).logits, adapted(**batch).logits)
     torch.testing.assert_close(adapted.merge_and_unload()(**batch).logits, loaded(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"fff_depth": 3, "fff_trees": 2}, ["feedforward.weight_in", "feedforward.weight_out"]),
+        ({"fff_depth": 3, "fff_leaf_size": 4}, ["feedforward.leaf_weight_in", "feedforward.leaf_weight_out"]),
+    ],
+    ids=["trees", "leaves"],
+)
+def test_lora_on_trees(tmp_path, options, weights):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_parameters=weights, r=2)
+    adapted = peft.get_peft_model(make(UltraFastBertForSequenceClassification, **options), config).eval()
+    before = {name: parameter.clone() for name, parameter in adapted.named_parameters()}
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=0.05)
+    batch = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 8, 3]]), "labels": torch.tensor([0, 1])}
+    first = adapted(**batch).loss.item()
+    for _ in range(5):
+        optimizer.zero_grad()
+        adapted(**batch).loss.backward()
+        optimizer.step()
+    assert adapted(**batch).loss < first
+    changed = {name for name, parameter in adapted.named_parameters() if not torch.equal(parameter, before[name])}
+    assert sum("feedforward" in name and "lora" in name for name in changed) == 2 * 2 * 2  # layers, weights, A and B
+    assert all("lora" in name or "classifier" in name for name in changed)
+
+    adapted.save_pretrained(tmp_path)
+    base = make(UltraFastBertForSequenceClassification, **options)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    expected = adapted(**batch).logits
+    torch.testing.assert_close(loaded(**batch).logits, expected)
+    torch.testing.assert_close(loaded.merge_and_unload()(**batch).logits, expected, rtol=1e-4, atol=1e-4)

@@ -35,17 +35,20 @@ from ultrafastbert.modeling_ultrafastbert import (
 
 __version__ = "0.2.0"
 
+AUTO_CLASSES = {
+    AutoModel: UltraFastBertModel,
+    AutoModelForPreTraining: UltraFastBertForMaskedLM,
+    AutoModelForMaskedLM: UltraFastBertForMaskedLM,
+    AutoModelForSequenceClassification: UltraFastBertForSequenceClassification,
+    AutoModelForTokenClassification: UltraFastBertForTokenClassification,
+    AutoModelForQuestionAnswering: UltraFastBertForQuestionAnswering,
+    AutoModelForMultipleChoice: UltraFastBertForMultipleChoice,
+}
+"""The models, by the Auto class of transformers that loads them."""
+
 # exist_ok, because a notebook may reload the package.
 AutoConfig.register(UltraFastBertConfig.model_type, UltraFastBertConfig, exist_ok=True)
-for auto_class, model_class in (
-    (AutoModel, UltraFastBertModel),
-    (AutoModelForPreTraining, UltraFastBertForMaskedLM),
-    (AutoModelForMaskedLM, UltraFastBertForMaskedLM),
-    (AutoModelForSequenceClassification, UltraFastBertForSequenceClassification),
-    (AutoModelForTokenClassification, UltraFastBertForTokenClassification),
-    (AutoModelForQuestionAnswering, UltraFastBertForQuestionAnswering),
-    (AutoModelForMultipleChoice, UltraFastBertForMultipleChoice),
-):
+for auto_class, model_class in AUTO_CLASSES.items():
     auto_class.register(UltraFastBertConfig, model_class, exist_ok=True)
 
 __all__ = [

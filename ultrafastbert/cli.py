@@ -82,6 +82,11 @@ COMMANDS = {
         "commands.plot:plot",
         "commands.plot:PlotArguments",
     ),
+    "export": Command(
+        "Export a model: export hub | onnx | aoti.",
+        "",
+        "",
+    ),
     "benchmark": Command(
         "Measure speed on this machine: benchmark layer | encoder | training | generation | soft.",
         "",
@@ -117,6 +122,27 @@ BENCHMARKS = {
     ),
 }
 
+EXPORTS = {
+    "hub": Command(
+        "Write a directory for the Hub, whose model loads without this package.",
+        "export.hub:export_hub",
+        "export.hub:HubArguments",
+    ),
+    "onnx": Command(
+        "Write a model as a graph of standard operators, and check it in ONNX Runtime.",
+        "export.onnx:export_onnx",
+        "export.onnx:OnnxArguments",
+    ),
+    "aoti": Command(
+        "Compile a model ahead of time, for processors like this one.",
+        "export.aoti:export_aoti",
+        "export.aoti:AotiArguments",
+    ),
+}
+
+GROUPS = {"benchmark": BENCHMARKS, "export": EXPORTS}
+"""Commands that are followed by the name of another."""
+
 EXIT_CODES = """exit codes:
   0    success
   1    an error that the message explains: data, a checkpoint, a directory
@@ -138,9 +164,9 @@ def main(command: str | None = None, argv: list[str] | None = None) -> None:
     try:
         if command is None:
             command, argv = _choose(argv, COMMANDS, "ultrafastbert")
-        if command == "benchmark":
-            name, argv = _choose(argv, BENCHMARKS, "ultrafastbert benchmark")
-            run_command(BENCHMARKS[name], argv, f"ultrafastbert benchmark {name}")
+        if command in GROUPS:
+            name, argv = _choose(argv, GROUPS[command], f"ultrafastbert {command}")
+            run_command(GROUPS[command][name], argv, f"ultrafastbert {command} {name}")
         else:
             run_command(COMMANDS[command], argv, f"ultrafastbert {command}")
         sys.stdout.flush()

@@ -10,12 +10,15 @@ are there so that their checkpoints can be converted: norms after each part, lea
 factorised embeddings, a transform before the masked-LM decoder.
 """
 
-from typing import Literal
+import os
+from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from ultrafastbert.utils.origin import AUTO_MAP, write_requirement
 from ultrafastbert.utils.sizes import MAX_DEPTH, DenseSize, NoSize, Size, TreeSize, parse_size
 from ultrafastbert.utils.validation import POSITIVE, Rule, at_least, between, check, check_fields, one_of
 
@@ -174,3 +177,11 @@ class UltraFastBertConfig(PreTrainedConfig):
         elif self.feedforward == "dense":
             size = DenseSize(self.intermediate_size)
         return [size] * self.num_hidden_layers
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes `config.json`, and beside it the file that names this package (`ultrafastbert.utils.origin`)."""
+        comes_with_code = self._auto_class is not None  # loaded by trust_remote_code; transformers saves that code
+        if not comes_with_code and not os.path.isfile(save_directory):
+            self.auto_map = dict(AUTO_MAP)
+            write_requirement(Path(save_directory))
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)

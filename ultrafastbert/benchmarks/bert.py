@@ -89,8 +89,9 @@ def fuse(directory: Path, config: UltraFastBertConfig) -> None:
     from onnxruntime.transformers import optimizer  # pyright: ignore[reportMissingImports]
 
     source, path = str(directory / "bert.onnx"), directory / "onnxruntime-float32.onnx"
-    sizes = {"num_heads": config.num_attention_heads, "hidden_size": config.hidden_size}
-    model = optimizer.optimize_model(source, model_type="bert", opt_level=0, **sizes)
+    model = optimizer.optimize_model(
+        source, model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size, opt_level=0
+    )
     model.save_model_to_file(str(path))
     options = {"weight_type": QuantType.QInt8, "extra_options": {"DefaultTensorType": onnx.TensorProto.FLOAT}}
     quantize_dynamic(path, directory / "onnxruntime-int8.onnx", **options)

@@ -8,10 +8,11 @@ from transformers.utils import logging
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.conversion.encoder import convert_encoder
 from ultrafastbert.conversion.families import FAMILIES
-from ultrafastbert.conversion.files import ConversionError, find_model, new_directory, read_json
+from ultrafastbert.conversion.files import ConversionError, find_model, read_json
 from ultrafastbert.conversion.original import from_original, is_original, to_original
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForSequenceClassification, UltraFastBertPreTrainedModel
 from ultrafastbert.utils.errors import UserError
+from ultrafastbert.utils.files import new_directory
 
 
 @dataclass

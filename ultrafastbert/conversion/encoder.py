@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ultrafastbert.conversion.bert import from_bert, load_encoder, load_original
-from ultrafastbert.conversion.files import ConversionError, find_model, new_directory, written_whole
+from ultrafastbert.conversion.files import ConversionError, find_model
 from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForMultipleChoice,
     UltraFastBertForSequenceClassification,
     UltraFastBertModel,
     UltraFastBertPreTrainedModel,
 )
+from ultrafastbert.utils.files import new_directory, written_whole
 from ultrafastbert.utils.transformers import quiet_transformers
 
 TOLERANCE = 1e-4

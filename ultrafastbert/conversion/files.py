@@ -1,9 +1,7 @@
-"""Files of checkpoint directories: configurations, weights in all their formats, and directories written whole."""
+"""Files of checkpoint directories: configurations, and weights in all their formats."""
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +10,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ultrafastbert.utils.errors import UserError
-from ultrafastbert.utils.files import beside
 from ultrafastbert.utils.validation import Rule, check
 
 State = dict[str, Tensor]
@@ -30,7 +26,6 @@ WEIGHTS_FILES = (
     "model.pth",
 )
 """The first of them that exists is read."""
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 NAME_ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "[0-9]*/*"]
 """What a model on the Hub may consist of; directories with a number are modules of sentence-transformers."""
@@ -136,33 +131,3 @@ def _read_tensors(file: Path) -> State:
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ConversionError(f"{file} holds a {type(state).__name__}; it should hold named tensors and nothing else")
     return state
-
-
-def new_directory(path: str | Path) -> Path:
-    """The absolute path of a new directory; raises a FileExistsError if it exists and is not an empty directory."""
-    path = Path(path).resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not an empty directory")
-    return path
-
-
-@contextmanager
-def written_whole(destination: Path) -> Iterator[Path]:
-    """A temporary directory that is renamed to `destination` at the end, or removed after an error."""
-    directory = beside(destination, f"{os.getpid()}.partial")
-    directory.mkdir(parents=True)
-    try:
-        yield directory
-        directory.rename(destination)
-    except BaseException as error:
-        shutil.rmtree(directory, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # usually a full disk
-            raise OSError(f"{destination} cannot be written: {error}") from error
-        raise
-
-
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copies the tokenizer's files that `source` has."""
-    for name in TOKENIZER:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, destination / name)

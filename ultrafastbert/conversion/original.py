@@ -22,6 +22,7 @@ from ultrafastbert.modeling_ultrafastbert import (
     UltraFastBertForSequenceClassification,
     UltraFastBertPreTrainedModel,
 )
+from ultrafastbert.utils.files import copy_tokenizer, new_directory, written_whole
 from ultrafastbert.utils.settings import flatten
 from ultrafastbert.utils.validation import Rule, check
 
@@ -177,7 +178,7 @@ def from_original(source: str | Path, destination: str | Path) -> UltraFastBertP
         FileExistsError: `destination` exists and is not an empty directory.
         OSError: `destination` cannot be written.
     """
-    source, destination = Path(source), files.new_directory(destination)
+    source, destination = Path(source), new_directory(destination)
     config_file, original = _read_config(source)
     weights_file, state = files.read_weights(source)
     with errors_name(config_file):
@@ -189,9 +190,9 @@ def from_original(source: str | Path, destination: str | Path) -> UltraFastBertP
         model.load_state_dict(_state_from_original(state, model), assign=True)
     model.tie_weights()
 
-    with files.written_whole(destination) as directory:
+    with written_whole(destination) as directory:
         model.save_pretrained(directory)
-        files.copy_tokenizer(source, directory)
+        copy_tokenizer(source, directory)
     return model_class.from_pretrained(destination, dtype="auto")
 
 
@@ -209,7 +210,7 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
         ConversionError: `source` is not such a directory, or the original code has no equivalent of the model.
         FileExistsError, OSError: as in `from_original`.
     """
-    source, destination = Path(source), files.new_directory(destination)
+    source, destination = Path(source), new_directory(destination)
     config_file = source / "config.json"
     config = files.read_json(config_file)
     with errors_name(config_file):
@@ -220,10 +221,10 @@ def to_original(source: str | Path, destination: str | Path) -> UltraFastBertPre
         model = model_class.from_pretrained(source, dtype="auto")
         original = _config_to_original(model)
 
-    with files.written_whole(destination) as directory:
+    with written_whole(destination) as directory:
         (directory / "config.json").write_text(json.dumps(original, indent=2, sort_keys=True) + "\n")
         save_file(_state_to_original(model), directory / "model.safetensors", metadata={"format": "pt"})
-        files.copy_tokenizer(source, directory)
+        copy_tokenizer(source, directory)
     return model
 
 

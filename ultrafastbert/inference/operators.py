@@ -10,87 +10,160 @@
   fuse (docs/benchmarks/cpu.md) and saves its delay at the first call.
 """
 
-import functools
-from collections.abc import Iterable
-from typing import Any, NoReturn, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from ultrafastbert.modeling_ultrafastbert import Angles, UltraFastBertLayer, UltraFastBertModel
+from ultrafastbert.ops import native
+from ultrafastbert.utils.hardware import multiplies_int8
 
 Norm = tuple[Tensor, Tensor, float]
 """Weight, bias and epsilon."""
 
 
-def refuse_to_save(*_: Any) -> NoReturn:
-    """Raises the error for a model that is saved or pickled after it was optimised."""
-    raise RuntimeError("an optimised model cannot be saved; save the original model, and optimise it after loading")
-
-
 class PackedLinear(nn.Module):
     """A linear layer whose weight is packed for oneDNN: `(..., in)` -> `(..., out)`.
 
+    Only `packed` is in memory. The layout is that of this processor and of this version of oneDNN, so the layer is
+    saved and pickled with its ordinary weight, from which `pack` takes milliseconds.
+
     Args:
-        weight: `(out, in)`.
-        bias: `(out,)`, or None.
+        in_features, out_features: sizes.
+        bias: whether there is a bias.
         dtype: of inputs, products and outputs.
+
+    Attributes:
+        weight: the ordinary weight `(out, in)` before `pack`, and None after it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    packed: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype):
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.dtype = dtype
-        self.bias = None if bias is None else bias.to(dtype, copy=True)
-        self.packed = self._pack(weight)  # not a parameter: PyTorch cannot read this layout
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
+        self.weight = nn.Parameter(self._empty(), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    def _empty(self) -> Tensor:
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype)
+
+    @classmethod
+    def like(cls, linear: nn.Linear, dtype: torch.dtype) -> Self:
+        """Packs the weight of a linear layer, rounded to what this class computes with."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, dtype)
+        with torch.no_grad():
+            layer._round(linear.weight)
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        layer.pack()
+        return layer
+
+    def _round(self, weight: Tensor) -> None:
+        assert self.weight is not None
+        self.weight.copy_(weight)
+
+    def pack(self) -> None:
+        """Packs `weight`, and drops it."""
+        assert self.weight is not None
+        self.packed = self._pack(self.weight.detach())  # not a parameter: PyTorch cannot read this layout
+        self.weight = None
 
     def _pack(self, weight: Tensor) -> Tensor:
+        if not self._can_pack():
+            return weight
         tokens = 128  # oneDNN chooses the layout for this number; it works for all
-        return torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), tokens)
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), tokens)
+
+    def _can_pack(self) -> bool:
+        """Whether oneDNN multiplies in this dtype here; otherwise PyTorch does, from the ordinary weight."""
+        return self.dtype is not torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def unpack(self) -> Tensor:
+        """The ordinary weight `(out, in)`, the same to the last bit as before `pack`."""
+        return self.packed.to_dense() if self.packed.is_mkldnn else self.packed
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
+        if not self.packed.is_mkldnn:
+            return nn.functional.linear(x, self.packed, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
     def extra_repr(self) -> str:
         """The sizes and the dtype, for `print(model)`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.dtype}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedLinear":
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight is None:
+            destination[f"{prefix}weight"] = self.unpack()
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        was_packed = self.weight is None
+        if was_packed:
+            self.weight = nn.Parameter(self.unpack(), requires_grad=False)
+        super()._load_from_state_dict(*arguments)
+        if was_packed:
+            self.pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if state.pop("packed", None) is not None:
+            state["unpacked"] = self.unpack()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        unpacked = state.pop("unpacked", None)
+        super().__setstate__(state)
+        if unpacked is not None:
+            self.packed = self._pack(unpacked)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # it never changes
-
-    __reduce_ex__ = refuse_to_save
-
-
-@functools.cache
-def int8_levels() -> int:
-    """The largest int8 weight whose products oneDNN adds exactly on this processor.
-
-    It is 127, or 63 without VNNI or AMX: there, pairs of products are added in 16 bits, and larger weights overflow
-    without an error.
-    """
-    one_token, one_output = torch.full((1, 64), 10.0), torch.ones(1)
-    largest = torch.ops.onednn.qlinear_prepack(torch.full((1, 64), 127, dtype=torch.int8), None)
-    product = torch.ops.ultrafastbert.linear_int8(one_token, largest, one_output, torch.float32)
-    return 127 if abs(product.item() - 10 * 64 * 127) < 1 else 63
 
 
 class Int8Linear(PackedLinear):
     """A `PackedLinear` that multiplies in int8, with a scale for each output of the weight and one for each token.
 
-    Processors without instructions for it add pairs of products in 16 bits, which overflow unless weights have 7 bits.
+    On a processor without instructions for it, oneDNN's sums would overflow (16 bits). There the layer multiplies the
+    same rounded weight in `dtype`.
     """
 
-    def _pack(self, weight: Tensor) -> Tensor:
+    scale: Tensor  # (out,) float32
+
+    def _empty(self) -> Tensor:
+        self.register_buffer("scale", torch.empty(self.out_features, dtype=torch.float32))
+        return torch.empty(self.out_features, self.in_features, dtype=torch.int8)
+
+    def _round(self, weight: Tensor) -> None:
         weight = weight.float()
-        self.scale = (weight.abs().amax(dim=1) / int8_levels()).clamp(min=torch.finfo(torch.float32).tiny)  # (out,)
-        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
-        return torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.scale.copy_((weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny))
+        super()._round((weight / self.scale[:, None]).round())
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        self.multiplies_int8 = multiplies_int8()
+        if self.multiplies_int8:
+            return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)  # (in, out)
+        self.rounded = weight
+        return super()._pack((weight * self.scale[:, None]).to(self.dtype))
+
+    def unpack(self) -> Tensor:
+        """The ordinary weight, int8 `(out, in)`."""
+        return self.packed.to_dense().T.contiguous() if self.multiplies_int8 else self.rounded
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in)` -> `(..., out)`."""
+        if not self.multiplies_int8:
+            return super().forward(x)
         output = torch.ops.ultrafastbert.linear_int8(x, self.packed, self.scale, self.dtype)
-        return output if self.bias is None else output.add_(self.bias)
+        return output if self.bias is None else output + self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("rounded", None)  # it is the ordinary weight
+        return state
 
 
 class UnpaddedLayers:
@@ -98,12 +171,16 @@ class UnpaddedLayers:
 
     Args:
         encoder: the encoder whose layers are run.
-        norms: the norms of the layers in the order of their use, then the final norm if there is one, in float32.
         dtype: of what the norms return, which the layers compute in.
     """
 
-    def __init__(self, encoder: UltraFastBertModel, norms: list[Norm], dtype: torch.dtype):
-        self.encoder, self.norms, self.dtype = encoder, norms, dtype
+    def __init__(self, encoder: UltraFastBertModel, dtype: torch.dtype):
+        self.encoder, self.dtype = encoder, dtype
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not native.available():  # in a new process they are not loaded
+            raise RuntimeError("the model needs the native operators (see the warning); optimise the original model")
+        self.__dict__.update(state)
 
     @torch.compiler.disable
     def __call__(
@@ -139,7 +216,8 @@ class UnpaddedLayers:
         `angles` are the cosines and sines of rotary positions, each `(tokens, head_dim / 2)`; empty without them.
         """
         heads = self.encoder.config.num_attention_heads
-        stream = Stream(tokens.to(torch.float32, copy=True), self.norms, self.encoder.final_norm is None, self.dtype)
+        norms = [(norm.weight, norm.bias, norm.eps) for norm in norms_of(self.encoder)]
+        stream = Stream(tokens.to(torch.float32, copy=True), norms, self.encoder.final_norm is None, self.dtype)
         x = stream.begin()
         for layer in cast(Iterable[UltraFastBertLayer], self.encoder.layers):
             qkv = layer.attention.qkv_proj(x)
@@ -161,7 +239,7 @@ class Stream:
         dtype: of what `begin` and `add` return, and of updates.
     """
 
-    def __init__(self, values: Tensor, norms: list[Norm], norms_after: bool, dtype: torch.dtype):
+    def __init__(self, values: Tensor, norms: Sequence[Norm], norms_after: bool, dtype: torch.dtype):
         self.values, self.norms, self.norms_after, self.dtype = values, iter(norms), norms_after, dtype
 
     def begin(self) -> Tensor:
@@ -177,6 +255,17 @@ class Stream:
             return add_norm(self.values, update, *next(self.norms), self.dtype)
         self.values = add_norm(self.values, update.float(), *next(self.norms), torch.float32)
         return self.values.to(self.dtype)
+
+
+def linear_layers(encoder: UltraFastBertModel) -> list[nn.Linear]:
+    """The linear layers inside the layers of an encoder, which are packed."""
+    return [module for module in encoder.layers.modules() if isinstance(module, nn.Linear)]
+
+
+def norms_of(encoder: UltraFastBertModel) -> list[nn.LayerNorm]:
+    """The norms of the layers in the order of their use, then the final norm if there is one; float32 if optimised."""
+    modules = (*encoder.layers.modules(), encoder.final_norm)
+    return [module for module in modules if isinstance(module, nn.LayerNorm)]
 
 
 def _angles_of_tokens(position_embeddings: Angles | None, batch: int) -> list[Tensor]:

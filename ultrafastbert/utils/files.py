@@ -1,13 +1,19 @@
-"""Writing files that are complete or absent after a crash, and JSON that does not hide damage."""
+"""Files and directories that are complete or absent after a crash, JSON that shows damage, and files of tokenizers."""
 
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 CHECKSUM = "checksum"
 """The key of a sealed JSON object that holds the hash of the others."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 
 
 def fsync(path: Path) -> None:
@@ -57,3 +63,33 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def new_directory(path: str | Path) -> Path:
+    """The absolute path of a new directory; raises a FileExistsError if it exists and is not an empty directory."""
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty directory")
+    return path
+
+
+@contextmanager
+def written_whole(destination: Path) -> Iterator[Path]:
+    """A temporary directory that is renamed to `destination` at the end, or removed after an error."""
+    directory = beside(destination, f"{os.getpid()}.partial")
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+        directory.rename(destination)
+    except BaseException as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # usually a full disk
+            raise OSError(f"{destination} cannot be written: {error}") from error
+        raise
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copies the tokenizer's files that `source` has."""
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
