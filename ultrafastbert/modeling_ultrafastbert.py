@@ -41,7 +41,7 @@ from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.layers.memory import check_memory
 from ultrafastbert.utils.inputs import check_inputs, check_labels, check_values, select_inputs
-from ultrafastbert.utils.sizes import DenseSize, NoSize, Size
+from ultrafastbert.utils.sizes import DenseSize, NoSize, Size, parse_size
 
 Angles = tuple[Tensor, Tensor]
 """The cosines and sines of rotary positions, each `(batch or 1, seq, head_dim)`, float32."""
@@ -345,7 +345,10 @@ class UltraFastBertModel(UltraFastBertPreTrainedModel):
         check_memory(config)
         super().__init__(config)
         self.embeddings = UltraFastBertEmbeddings(config)
-        self.layers = nn.ModuleList([UltraFastBertLayer(config, size) for size in config.sizes_by_layer])
+        # Where this file is code from the Hub, transformers may load the configuration's modules a second time, with
+        # classes of their own; texts are the same to both.
+        sizes = [parse_size(str(size)) for size in config.sizes_by_layer]
+        self.layers = nn.ModuleList([UltraFastBertLayer(config, size) for size in sizes])
         self.final_norm = None
         if config.norm_position == "pre":
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

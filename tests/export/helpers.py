@@ -20,6 +20,15 @@ ARCHITECTURES = {
     "dense": {"feedforward": "dense", "intermediate_size": 24},
     "none": {"feedforward": "none"},
     "rotary": {"position_embedding": "rotary", "decoder_bias": True},
+    "bert": {
+        "position_embedding": "learned",
+        "type_vocab_size": 2,
+        "norm_position": "post",
+        "projection_bias": True,
+        "fff_depth": 2,
+        "fff_leaf_size": 3,
+        "feedforward_skip": True,
+    },
 }
 """Options of the model by the name of a kind."""
 

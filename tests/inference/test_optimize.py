@@ -362,7 +362,7 @@ def test_it_prints_its_changes(capsys):
     optimize_for_inference(make(feedforward="dense"), dtype="bfloat16", int8=False)
     said = capsys.readouterr().err
     assert "bfloat16" in said and "int8" not in said
-    assert ("12 linear layers" in said) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert ("12 linear layers packed" in said) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     optimize_for_inference(make(), verbose=False)
     assert capsys.readouterr().err == ""
 

@@ -37,7 +37,7 @@ def test_saving_and_loading_changes_nothing(dtype, int8, tmp_path):
         fast = loaded
 
 
-@pytest.mark.parametrize("options", ARCHITECTURES, ids=["fff", "leaves", "dense", "none", "rotary"])
+@pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_every_architecture(options, tmp_path):
     fast = optimized(make(**options), dtype="bfloat16", int8=True)
     fast.save_pretrained(tmp_path)

@@ -119,8 +119,9 @@ class OptimizedLoader(HfQuantizer):
         assert isinstance(encoder, UltraFastBertModel)
         done = [f"weights in {options.dtype}"]
         if options.linear != "plain":
-            count = sum(isinstance(module, PackedLinear) for module in encoder.modules())
-            done += [f"{count} linear layers packed for oneDNN"]
+            packed = [module.packed.is_mkldnn for module in encoder.modules() if isinstance(module, PackedLinear)]
+            where = "packed for oneDNN" if all(packed) else "in PyTorch (oneDNN has no bfloat16 on this processor)"
+            done += [f"{len(packed)} linear layers {where}"]
             if options.linear == "int8":
                 done[-1] += ", multiplying in int8" if multiplies_int8() else INT8_WEIGHTS
         if options.unpadded:
