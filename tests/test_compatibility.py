@@ -50,8 +50,8 @@ def test_a_model_computes_the_same():
     assert AutoTokenizer.from_pretrained(FIXTURE / "final").mask_token == "[MASK]"
 
 
-def test_prepared_data_opens():
-    data = open_packed(FIXTURE / "prepared")
+def test_prepared_data_opens(directory):
+    data = open_packed(directory / "prepared")
     assert (data.train.shape, data.validation.shape, data.vocab_size) == ((666, 16), (80, 16), 256)
 
 

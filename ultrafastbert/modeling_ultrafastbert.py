@@ -258,11 +258,12 @@ class UltraFastBertLayer(GradientCheckpointingLayer):
         self.norms_after = config.norm_position == "post"
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = UltraFastBertAttention(config)
-        self.feedforward = make_feedforward(config, size)
-        self.skip = UltraFastBertSkip(config) if config.feedforward_skip else None
-        self.has_feedforward = self.feedforward is not None or self.skip is not None
+        self.has_feedforward = config.feedforward_skip or not isinstance(size, NoSize)
+        # The order of parameters stays that of saved optimisers, which know them by number.
         if self.has_feedforward:
             self.feedforward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feedforward = make_feedforward(config, size)
+        self.skip = UltraFastBertSkip(config) if config.feedforward_skip else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
