@@ -166,7 +166,8 @@ def distill(arguments: DistillArguments) -> Path:
         texts = read_sequences(tokenizer, arguments.data, arguments.train.batch_size, arguments.seed)
         move_aside(output, checkpoint)
         models = (teacher.to(accelerator.device).float().eval(), student.to(accelerator.device).float())
-        return Trainer(arguments, accelerator, models, tokenizer, objective, texts, checkpoint, progress).run()
+        trainer = Trainer(arguments, accelerator, models, source, tokenizer, objective, texts, checkpoint, progress)
+        return trainer.run()
 
 
 class Trainer:
@@ -177,6 +178,7 @@ class Trainer:
         arguments: DistillArguments,
         accelerator: Accelerator,
         models: tuple[UltraFastBertPreTrainedModel, UltraFastBertPreTrainedModel],
+        source: Path,
         tokenizer: PreTrainedTokenizerBase,
         objective: Objective,
         texts: tuple[Sequences, Sequences],
@@ -185,6 +187,7 @@ class Trainer:
     ):
         self.arguments, self.train, self.accelerator, self.progress = arguments, arguments.train, accelerator, progress
         self.teacher, self.student = models
+        self.source = source
         self.tokenizer, self.objective, (self.texts, self.validation) = tokenizer, objective, texts
         self.output, self.resumes, self.saved_step = Path(arguments.output_dir), checkpoint is not None, None
         train = self.train
@@ -398,7 +401,7 @@ class Trainer:
 
         def write(directory: Path) -> None:
             self.student.save_pretrained(directory)
-            save_companions(self.tokenizer, find_model(self.arguments.model), directory)
+            save_companions(self.tokenizer, self.source, directory)
             write_record(directory, RECORD, record)
 
         try:
