@@ -11,7 +11,7 @@ PACKAGE = Path(ultrafastbert.__file__).parent
 STOREYS = [
     {"cli", "__main__", "commands"},
     {"benchmarks", "distillation", "experiments", "inspection"},
-    {"pretraining", "finetuning", "conversion", "export"},
+    {"pretraining", "finetuning", "conversion", "export", "serving"},
     {"runs", "inference"},
     {"__init__", "modeling_ultrafastbert"},
     {"configuration_ultrafastbert"},

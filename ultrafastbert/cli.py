@@ -72,6 +72,11 @@ COMMANDS = {
         "distillation.trainer:distill",
         "distillation.arguments:DistillArguments",
     ),
+    "serve": Command(
+        "Serve embeddings, classes or masks over HTTP, as OpenAI and text-embeddings-inference do.",
+        "serving.server:serve",
+        "serving.arguments:ServeArguments",
+    ),
     "compare": Command(
         "Compare trees with ordinary layers and mixtures of experts, as arXiv 2308.14711 does.",
         "experiments.compare:compare_layers",

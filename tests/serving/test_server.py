@@ -1,0 +1,91 @@
+"""The program: a process that OpenAI's client talks to, and how it stops."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.serving.helpers import TEXTS, process
+from tests.serving.test_app import directly, unit, wait_for
+
+OPTIONS = ["--port", "0", "--dtype", "float32", "--int8", "false", "--threads", "1"]
+SLOW = "tests.serving.slow_server"
+
+
+@pytest.mark.slow
+def test_the_client_of_openai(encoder):
+    openai = pytest.importorskip("openai")
+    words = ["--model", encoder, *OPTIONS, "--max_batch_texts", "8"]
+    with process(*words, environment={"UFB_API_KEY": "secret"}) as (server, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+        expected = unit(directly(encoder, TEXTS))
+        # without a format the client asks for base64 and decodes it
+        for extra in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+            answer = client.embeddings.create(model="any", input=TEXTS, **extra)
+            vectors = [each.embedding for each in answer.data]
+            if extra.get("encoding_format") == "base64":  # asked for by name, it stays as it is
+                vectors = [np.frombuffer(__import__("base64").b64decode(each), "<f4") for each in vectors]
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        assert answer.usage.total_tokens == sum(len(text.split()) for text in TEXTS)
+        assert [model.id for model in client.models.list()] == [encoder]
+        one = client.embeddings.create(model="any", input=TEXTS[0]).data[0].embedding
+        np.testing.assert_allclose(one, expected[0], atol=1e-5)
+        with pytest.raises(openai.UnprocessableEntityError, match="dimensions is 8; it should be 16"):
+            client.embeddings.create(model="any", input="w1", dimensions=8)
+        with pytest.raises(openai.APIStatusError, match="input has 33 tokens; it should have at most 32") as error:
+            client.embeddings.create(model="any", input="w1 " * 33)
+        assert error.value.status_code == 413 and error.value.code == "too_large"
+        stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+        with pytest.raises(openai.AuthenticationError, match="the API key is wrong"):
+            stranger.embeddings.create(model="any", input="w1")
+        server.send_signal(signal.SIGINT)
+        output, _ = server.communicate(timeout=60)
+    assert server.returncode == 0 and output == "stopped; all requests were answered\n"
+
+
+@pytest.mark.slow
+def test_sigterm_while_requests_are_in_flight(encoder, tmp_path):
+    """All that were accepted are answered, whether they are in a batch or wait; new connections are refused."""
+    gate = tmp_path / "gate"
+    words = [str(gate), "--model", encoder, *OPTIONS, "--max_batch_tokens", "8"]
+    with process(*words, module=SLOW) as (server, url), ThreadPoolExecutor(12) as pool:
+        texts = [f"w{index} w{index + 1} w{index}" for index in range(12)]
+        answers = [pool.submit(httpx.post, f"{url}/embed", json={"inputs": text}, timeout=60) for text in texts]
+        wait_for(lambda: "ufb_queue_texts 12.0" in httpx.get(f"{url}/metrics").text)
+        server.send_signal(signal.SIGTERM)
+        wait_for(lambda: refused(url))
+        assert server.poll() is None and not any(answer.done() for answer in answers)
+        gate.touch()
+        vectors = [answer.result().json()[0] for answer in answers]
+        output, errors = server.communicate(timeout=60)
+    assert server.returncode == 0 and output == "stopped; all requests were answered\n" and "error" not in errors
+    np.testing.assert_allclose(vectors, unit(directly(encoder, texts)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_requests_that_are_not_answered_in_time(encoder, tmp_path):
+    words = [str(tmp_path / "gate"), "--model", encoder, *OPTIONS, "--stop_seconds", "0.2"]
+    with process(*words, module=SLOW) as (server, url), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{url}/embed", json={"inputs": "w1"}, timeout=60)
+        wait_for(lambda: "ufb_queue_texts 1.0" in httpx.get(f"{url}/metrics").text)
+        server.send_signal(signal.SIGTERM)
+        error = answer.exception(timeout=60)
+        assert isinstance(error, httpx.HTTPError) or answer.result().status_code >= 500
+        (tmp_path / "gate").touch()  # lets the batch end
+        _, errors = server.communicate(timeout=60)
+    assert server.returncode == 1
+    assert "error: 1 requests were not answered within 0.2 seconds of the signal (stop_seconds)" in errors
+
+
+def refused(url):
+    try:
+        httpx.get(f"{url}/health", timeout=5)
+    except httpx.ConnectError:
+        return True
+    except httpx.HTTPError:
+        pass
+    time.sleep(0.01)
+    return False
