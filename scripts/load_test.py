@@ -29,12 +29,12 @@ from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.validation import NOT_NEGATIVE, POSITIVE, check_fields
 
 WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
-    "one you were her all she there would their we him been has when who will more no if out so said what up its "
-    "about into than them can only other new some could time these two may then do first any my now such like our "
-    "over man river government history water language music science village island company system museum "
-    "important different several German population election station between during against university published season album "
-    "family"
+    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they "
+    "which one you were her all she there would their we him been has when who will more no if out so said what "
+    "up its about into than them can only other new some could time these two may then do first any my now such "
+    "like our over man river government history water language music science village island company system museum "
+    "important different several German population election station between during against university published "
+    "season album family"
 )
 MEDIAN_WORDS, SPREAD = 24, 0.9
 """Lengths are log-normal, with this median and standard deviation of the logarithm."""
