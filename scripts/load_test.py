@@ -14,6 +14,7 @@ of their own (`taskset`) where there are enough.
 
 import http.client
 import json
+import math
 import random
 import statistics
 import sys
@@ -142,12 +143,12 @@ def report(arguments: Arguments, answers: list[Answer]) -> str:
     lines = [f"{arguments.url}{arguments.path}: {arguments.clients} clients, {arguments.texts} texts a request"]
     if times:
         rate = len(times) / arguments.seconds
-        p99 = times[min(len(times) - 1, round(0.99 * len(times)))]
+        p99 = times[math.ceil(0.99 * len(times)) - 1]
         lines.append(f"  {rate:.1f} requests/s, {rate * arguments.texts:.1f} texts/s over {arguments.seconds:g} s")
         lines.append(
             f"  p50 {1e3 * statistics.median(times):.1f} ms, p99 {1e3 * p99:.1f} ms, max {1e3 * times[-1]:.1f} ms"
         )
-    found = ", ".join(f"{count} with {status}" for status, count in sorted(errors.items(), key=str))
+    found = ", ".join(f"{count} with {status}" for status, count in sorted(errors.items(), key=lambda item: str(item[0])))
     lines.append(f"  errors: {found or 'none'}")
     return "\n".join(lines)
 

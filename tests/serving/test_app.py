@@ -15,6 +15,7 @@ import torch
 
 from tests.serving.helpers import TEXTS, Gate, listening, save_classifier, serving
 from tests.serving.test_engine import embed_directly
+from ultrafastbert.serving.engine import Fill
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,8 @@ def test_bodies_that_are_no_json_object(client):
     headers = {"Content-Type": "application/json"}
     broken = client.post("/embed", content='{"inputs": ', headers=headers)
     assert broken.status_code == 422 and broken.json()["error"].startswith("the body is not JSON: ")
+    nested = client.post("/embed", content="[" * 2400 + "]" * 2400, headers=headers)
+    assert nested.status_code in (400, 422) and nested.json()["error_type"] == "Validation"
     for content, type in (("", "application/json"), ("[1]", "application/json"), ('{"inputs": "a"}', "text/plain")):
         answer = client.post("/embed", content=content, headers={"Content-Type": type})
         assert answer.status_code == 422 and answer.json()["error"].startswith("the body should be a JSON object")
@@ -388,7 +391,7 @@ def test_an_exception_of_the_model_is_answered_and_the_server_lives_on(encoder, 
         bad = client.service.engine.tokenizer.decode([5])
         answer = client.post("/embed", json={"inputs": ["w1", f"{bad} {bad} {bad}"]})
         assert answer.status_code == 500
-        assert answer.json() == {"error": "the model failed: RuntimeError: 'out of luck'", "error_type": "Backend"}
+        assert answer.json() == {"error": "the model failed: RuntimeError: out of luck", "error_type": "Backend"}
         by_openai = client.post("/v1/embeddings", json={"input": f"{bad} {bad} {bad}"})
         assert by_openai.status_code == 500 and by_openai.json()["error"]["type"] == "server_error"
         assert client.post("/embed", json={"inputs": "w1"}).status_code == 200
@@ -403,8 +406,18 @@ def test_outputs_that_are_not_numbers_are_an_error(encoder):
     with serving(encoder, change) as client:
         answer = client.post("/embed", json={"inputs": ["w1", "w1 w2"]})
         assert answer.status_code == 500
-        assert answer.json()["error"] == "the model's output for inputs[1] is not a finite number"
+        assert answer.json()["error"] == "the model's output for inputs[1] has numbers that are not finite"
         assert client.post("/embed", json={"inputs": ["w1"]}).status_code == 200
+
+
+def test_probabilities_that_are_not_numbers_are_an_error(small_model):
+    def change(engine):
+        engine.run = lambda batch: [[[Fill(float("nan"), 1)]] for text in batch]
+
+    with serving(small_model, change) as client:
+        answer = client.post("/fill-mask", json={"inputs": "[MASK]"})
+        assert answer.status_code == 500
+        assert answer.json()["error"] == "the model's output for inputs has numbers that are not finite"
 
 
 def test_a_fault_of_the_server_itself_is_answered(encoder, monkeypatch):

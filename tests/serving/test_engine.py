@@ -121,7 +121,7 @@ def test_scores_are_those_of_the_pipeline(tmp_path, options, function):
     save(make("UltraFastBertForSequenceClassification", **options), tmp_path)
     engine = load(tmp_path, **PLAIN)
     scores = engine.score(engine.run(engine.encode(["the cat sat"]))[0])
-    expected = pipeline("text-classification", str(tmp_path), top_k=None)("the cat sat")
+    expected = pipeline("text-classification", str(tmp_path), top_k=None)(["the cat sat"])[0]
     assert sorted(scores.tolist(), reverse=True) == pytest.approx([each["score"] for each in expected], abs=1e-6)
     torch.testing.assert_close(scores, function(engine.run(engine.encode(["the cat sat"]))[0]))
 
@@ -166,7 +166,9 @@ def test_models_that_cannot_be_served(tmp_path, encoder):
         load("nowhere/at/all")
     config = (tmp_path / "tokens" / "config.json").read_text()
     (tmp_path / "tokens" / "config.json").write_text(config.replace("ForTokenC", "ForSequenceC"))
-    with pytest.raises(UserError, match=r"is not complete: pooler.dense.bias, pooler.dense.weight are missing"):
+    with pytest.raises(
+        UserError, match=r"is not complete: classifier.weight, pooler.dense.bias, pooler.dense.weight are missing"
+    ):
         load(tmp_path / "tokens")
 
 

@@ -13,7 +13,6 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from torch import Tensor
 
 import ultrafastbert
 from ultrafastbert.serving.engine import Classifier, Embedder, Encoded, Engine, MaskFiller, Task
@@ -98,7 +97,7 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         if texts and isinstance(texts[0], str):
             texts = [engine.default_prompt + text for text in texts]
         computed = await service.compute(request, texts, "input")
-        vectors = _vectors(computed, "input", normalize=True)
+        vectors = _vectors(computed, normalize=True)
         in_base64 = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if in_base64 else vector.tolist()}
@@ -114,7 +113,7 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         prompt = _prompt(engine, body.prompt_name)
         texts = [prompt + text for text in _listed(body.inputs)]
         computed = await service.compute(request, texts, truncate=body.truncate, side=body.truncation_direction)
-        return _json(_vectors(computed, "inputs", normalize=body.normalize is not False).tolist())
+        return _json(_vectors(computed, normalize=body.normalize is not False).tolist())
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -125,7 +124,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         texts, batch = body.listed()
         computed = await service.compute(request, texts, truncate=body.truncate, side=body.truncation_direction)
         answers = []
-        for logits in _finite(computed.results, "inputs"):
+        for logits in computed.results:
             scores = logits if body.raw_scores else engine.score(logits)
             answer = [
                 {"score": score, "label": label} for score, label in zip(scores.tolist(), engine.labels, strict=True)
@@ -189,16 +188,9 @@ def _listed(inputs: str | list[str]) -> list[str]:
     return inputs if isinstance(inputs, list) else [inputs]
 
 
-def _finite(results: list[Tensor], name: str) -> list[Tensor]:
-    for index, result in enumerate(results):
-        if not bool(result.isfinite().all()):
-            raise RequestError(500, f"the model's output for {name}[{index}] is not a finite number")
-    return results
-
-
-def _vectors(computed: Computed, name: str, normalize: bool) -> np.ndarray:
+def _vectors(computed: Computed, normalize: bool) -> np.ndarray:
     """`(texts, dimensions)` float32; of length 1 if `normalize`."""
-    vectors = torch.stack(_finite(computed.results, name))
+    vectors = torch.stack(computed.results)
     return (torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors).numpy()
 
 

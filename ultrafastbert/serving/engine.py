@@ -126,6 +126,10 @@ class Engine(ABC):
         types = cast(list[list[int]], found["token_type_ids"]) if with_types else [None] * len(ids)
         return [Encoded(*each) for each in zip(ids, types, strict=True)]
 
+    def is_finite(self, result: Any) -> bool:
+        """Whether all numbers of a result are finite; others cannot be written as JSON."""
+        return bool(result.isfinite().all())
+
     @torch.inference_mode()
     def run(self, batch: Sequence[Encoded]) -> list[Any]:
         """The result of each text; see the classes."""
@@ -210,6 +214,10 @@ class MaskFiller(Engine):
     def count_masks(self, text: Encoded) -> int:
         """The number of masks in a text."""
         return text.input_ids.count(cast(int, self.tokenizer.mask_token_id))
+
+    def is_finite(self, result: list[list[Fill]]) -> bool:
+        """Whether all probabilities are finite."""
+        return all(math.isfinite(fill.score) for fills in result for fill in fills)
 
     def write(self, text: Encoded, masks: list[list[Fill]], top_k: int) -> list[list[dict[str, Any]]]:
         """Predictions in the form of the pipeline of transformers: for each mask a list of `top_k`."""
@@ -315,10 +323,11 @@ def _load_head(name: str, arguments: ServeArguments) -> Engine:
             f"model {name} is a {saved}; it should be one of {known}, or pooling should be mean or cls, to serve "
             "embeddings of its encoder"
         )
-    model, loading = head.from_pretrained(name, output_loading_info=True)
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"])[:3])
-        raise UserError(f"model {name} is not complete: {missing} are missing")
+    # mismatched sizes would be an error that names no tensor
+    model, loading = head.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
+    wrong = sorted({*loading["missing_keys"], *(mismatch[0] for mismatch in loading["mismatched_keys"])})
+    if wrong:
+        raise UserError(f"model {name} is not complete: {', '.join(wrong[:3])} are missing or have another size")
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = _optimized(model.eval(), model, arguments)
     common = model, model, tokenizer, _max_length(model, tokenizer, arguments)

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-KINDS = {400: "Empty", 500: "Backend", 503: "Overloaded"}
+KINDS = {500: "Backend", 503: "Overloaded"}
 """`error_type` of text-embeddings-inference by status; others are errors of validation."""
 CODES = {401: "invalid_api_key", 413: "too_large", 503: "overloaded"}
 """`code` of OpenAI's form by status."""

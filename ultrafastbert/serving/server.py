@@ -1,6 +1,7 @@
 """`ultrafastbert serve`: starts the server, and stops it when what it accepted is answered."""
 
 import importlib.util
+import os
 import signal
 import socket
 
@@ -25,6 +26,7 @@ def serve(arguments: ServeArguments) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'ultrafastbert[serve]'")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the cores are for the model
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     with bind(arguments.host, arguments.port) as listener:  # before the model is loaded, which takes longer

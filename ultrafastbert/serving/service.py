@@ -12,7 +12,7 @@ from fastapi import Request
 from ultrafastbert.serving.arguments import ServeArguments
 from ultrafastbert.serving.batching import Batcher, QueueFull, Stopped
 from ultrafastbert.serving.engine import Encoded, Engine, Input
-from ultrafastbert.serving.errors import CLIENT_GONE, RequestError, shorten
+from ultrafastbert.serving.errors import CLIENT_GONE, RequestError
 from ultrafastbert.serving.metrics import Metrics
 from ultrafastbert.utils.errors import UserError
 
@@ -103,7 +103,7 @@ class Service:
             RequestError: a limit is exceeded, a text is empty or the model failed.
         """
         if not texts:
-            raise RequestError(400, f"{name} is empty; it should have at least one text")
+            raise RequestError(400, f"{name} is empty; it should have at least one text", "Empty")
         most = self.arguments.max_batch_texts
         if len(texts) > most:
             raise RequestError(
@@ -115,7 +115,12 @@ class Service:
             for index, text in enumerate(encoded):
                 self._check(_place(name, index, texts), text)
                 check(_place(name, index, texts), text)
-            return Computed(encoded, await self._answer(request, encoded))
+            results = await self._answer(request, encoded)
+        for index, result in enumerate(results):
+            if not self.engine.is_finite(result):
+                place = _place(name, index, texts)
+                raise RequestError(500, f"the model's output for {place} has numbers that are not finite")
+        return Computed(encoded, results)
 
     async def with_tokenizer(self, function: Callable[..., Value], *arguments: Any) -> Value:
         """Calls a function in the thread of the tokenizer."""
@@ -175,7 +180,7 @@ class Service:
             raise
         except Exception as error:
             log.error("the model failed", exc_info=error)
-            raise RequestError(500, f"the model failed: {type(error).__name__}: {shorten(str(error))}") from error
+            raise RequestError(500, f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
         finally:
             watcher.cancel()
             if not work.future.done():
