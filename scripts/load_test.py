@@ -148,7 +148,7 @@ def report(arguments: Arguments, answers: list[Answer]) -> str:
         lines.append(
             f"  p50 {1e3 * statistics.median(times):.1f} ms, p99 {1e3 * p99:.1f} ms, max {1e3 * times[-1]:.1f} ms"
         )
-    found = ", ".join(f"{count} with {status}" for status, count in sorted(errors.items(), key=lambda item: str(item[0])))
+    found = ", ".join(f"{errors[status]} with {status}" for status in sorted(errors, key=str))
     lines.append(f"  errors: {found or 'none'}")
     return "\n".join(lines)
 

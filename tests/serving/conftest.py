@@ -4,9 +4,6 @@ import pytest
 
 from tests.serving.helpers import save_classifier, save_encoder
 
-pytest.importorskip("fastapi")
-pytest.importorskip("prometheus_client")
-
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(packed_directory):

@@ -175,7 +175,7 @@ TEI = [
     ({"inputs": "w1", "prompt_name": "query"}, 422, "prompt_name is 'query'; it should be not given, because the mod"),
     ({"inputs": []}, 400, "inputs is empty; it should have at least one text"),
     ({"inputs": ["w1", ""]}, 422, "inputs[1] has no tokens; it should have at least one"),
-    ({"inputs": "w1 " * 33}, 413, "inputs has 33 tokens; it should have at most 32, or the request should truncate"),
+    ({"inputs": "w1 " * 33}, 413, "inputs has 33 tokens; it should have at most 32, unless it is truncated"),
     ({"inputs": ["w1"] * 9}, 413, "inputs has 9 texts; it should have at most 8, the server's limit"),
     ({"inputs": "w1 " * 2000}, 413, "the body is too large; it should have at most 5000 bytes"),
 ]

@@ -1,6 +1,9 @@
 """The program: a process that OpenAI's client talks to, and how it stops."""
 
+import base64
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,16 +11,16 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serving.helpers import TEXTS, process
+from tests.serving.helpers import ROOT, TEXTS, process
 from tests.serving.test_app import directly, unit, wait_for
 
 OPTIONS = ["--port", "0", "--dtype", "float32", "--int8", "false", "--threads", "1"]
 SLOW = "tests.serving.slow_server"
 
 
-@pytest.mark.slow
 def test_the_client_of_openai(encoder):
-    openai = pytest.importorskip("openai")
+    import openai  # takes a second
+
     words = ["--model", encoder, *OPTIONS, "--max_batch_texts", "8"]
     with process(*words, environment={"UFB_API_KEY": "secret"}) as (server, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
@@ -27,7 +30,7 @@ def test_the_client_of_openai(encoder):
             answer = client.embeddings.create(model="any", input=TEXTS, **extra)
             vectors = [each.embedding for each in answer.data]
             if extra.get("encoding_format") == "base64":  # asked for by name, it stays as it is
-                vectors = [np.frombuffer(__import__("base64").b64decode(each), "<f4") for each in vectors]
+                vectors = [np.frombuffer(base64.b64decode(each), "<f4") for each in vectors]
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
         assert answer.usage.total_tokens == sum(len(text.split()) for text in TEXTS)
         assert [model.id for model in client.models.list()] == [encoder]
@@ -46,7 +49,6 @@ def test_the_client_of_openai(encoder):
     assert server.returncode == 0 and output == "stopped; all requests were answered\n"
 
 
-@pytest.mark.slow
 def test_sigterm_while_requests_are_in_flight(encoder, tmp_path):
     """All that were accepted are answered, whether they are in a batch or wait; new connections are refused."""
     gate = tmp_path / "gate"
@@ -65,7 +67,6 @@ def test_sigterm_while_requests_are_in_flight(encoder, tmp_path):
     np.testing.assert_allclose(vectors, unit(directly(encoder, texts)), atol=1e-5)
 
 
-@pytest.mark.slow
 def test_requests_that_are_not_answered_in_time(encoder, tmp_path):
     words = [str(tmp_path / "gate"), "--model", encoder, *OPTIONS, "--stop_seconds", "0.2"]
     with process(*words, module=SLOW) as (server, url), ThreadPoolExecutor(1) as pool:
@@ -78,6 +79,22 @@ def test_requests_that_are_not_answered_in_time(encoder, tmp_path):
         _, errors = server.communicate(timeout=60)
     assert server.returncode == 1
     assert "error: 1 requests were not answered within 0.2 seconds of the signal (stop_seconds)" in errors
+
+
+WITHOUT = """
+import sys
+sys.modules |= dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "sentence_transformers"))
+from ultrafastbert.cli import main
+main("serve", ["--model", sys.argv[1]])
+"""
+
+
+def test_without_the_optional_packages(encoder):
+    done = subprocess.run([sys.executable, "-c", WITHOUT, encoder], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: serve needs fastapi, uvicorn, prometheus_client: pip install 'ultrafastbert[serve]'\n"
+    )
 
 
 def refused(url):

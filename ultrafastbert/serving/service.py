@@ -161,7 +161,7 @@ class Service:
         most = self.engine.max_length
         if text.length > most:
             raise RequestError(
-                413, f"{name} has {text.length} tokens; it should have at most {most}, or the request should truncate"
+                413, f"{name} has {text.length} tokens; it should have at most {most}, unless it is truncated"
             )
         if text.length == 0:
             raise RequestError(422, f"{name} has no tokens; it should have at least one")
