@@ -73,7 +73,7 @@ COMMANDS = {
         "distillation.arguments:DistillArguments",
     ),
     "serve": Command(
-        "Serve embeddings, classes or masks over HTTP, as OpenAI and text-embeddings-inference do.",
+        "Serve embeddings, classes or masks over HTTP.",
         "serving.server:serve",
         "serving.arguments:ServeArguments",
     ),

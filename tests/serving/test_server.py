@@ -1,6 +1,7 @@
 """The program: a process that OpenAI's client talks to, and how it stops."""
 
 import base64
+import os
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serving.helpers import ROOT, TEXTS, process
+from tests.serving.helpers import ROOT, TEXTS, Gate, arguments_for, process
 from tests.serving.test_app import directly, unit, wait_for
+from ultrafastbert.serving.engine import load_engine
+from ultrafastbert.serving.server import bind, run
+from ultrafastbert.utils.errors import UserError
 
 OPTIONS = ["--port", "0", "--dtype", "float32", "--int8", "false", "--threads", "1"]
 SLOW = "tests.serving.slow_server"
@@ -67,18 +71,34 @@ def test_sigterm_while_requests_are_in_flight(encoder, tmp_path):
     np.testing.assert_allclose(vectors, unit(directly(encoder, texts)), atol=1e-5)
 
 
-def test_requests_that_are_not_answered_in_time(encoder, tmp_path):
-    words = [str(tmp_path / "gate"), "--model", encoder, *OPTIONS, "--stop_seconds", "0.2"]
-    with process(*words, module=SLOW) as (server, url), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{url}/embed", json={"inputs": "w1"}, timeout=60)
-        wait_for(lambda: "ufb_queue_texts 1.0" in httpx.get(f"{url}/metrics").text)
-        server.send_signal(signal.SIGTERM)
-        error = answer.exception(timeout=60)
-        assert isinstance(error, httpx.HTTPError) or answer.result().status_code >= 500
-        (tmp_path / "gate").touch()  # lets the batch end
-        _, errors = server.communicate(timeout=60)
-    assert server.returncode == 1
-    assert "error: 1 requests were not answered within 0.2 seconds of the signal (stop_seconds)" in errors
+def test_requests_that_are_not_answered_in_time(encoder, capsys):
+    """In this process, whose main thread the signal stops."""
+    arguments, gate = arguments_for(encoder, stop_seconds=0.2), Gate()
+    engine = load_engine(arguments)
+    gate(engine)
+    gate.open.set()  # for the start
+
+    def stop_while_a_request_is_computed(url):
+        wait_for(lambda: not refused(url))
+        gate.open.clear()
+        gate.entered.clear()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx.post, f"{url}/embed", json={"inputs": "w1"}, timeout=60)
+            assert gate.entered.wait(60)
+            os.kill(os.getpid(), signal.SIGTERM)
+            error = answer.exception()
+        gate.open.set()  # lets the batch end
+        return error or answer.result().status_code
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with bind("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as pool:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = pool.submit(stop_while_a_request_is_computed, url)
+        message = r"1 requests were not answered within 0.2 seconds of the signal \(stop_seconds\)"
+        with pytest.raises(UserError, match=message):
+            run(engine, arguments, listener)
+        assert isinstance(client.result(), httpx.HTTPError) or client.result() >= 500
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 WITHOUT = """

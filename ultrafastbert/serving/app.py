@@ -91,7 +91,7 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
     async def embeddings(body: OpenAIRequest, request: Request) -> Response:
         engine = _embedder(service)
         _check_dimensions(engine, body.dimensions)
-        texts = body.input if isinstance(body.input, list) else [body.input]
+        texts: list[Any] = body.input if isinstance(body.input, list) else [body.input]
         if texts and isinstance(texts[0], int):
             texts = [texts]
         if texts and isinstance(texts[0], str):

@@ -234,7 +234,7 @@ class MaskFiller(Engine):
         return answers
 
     def _run(self, inputs: dict[str, Tensor]) -> list[list[list[Fill]]]:
-        masked = inputs["input_ids"] == self.tokenizer.mask_token_id  # (batch, seq)
+        masked = inputs["input_ids"].eq(cast(int, self.tokenizer.mask_token_id))  # (batch, seq)
         counts = masked.sum(dim=1)
         order = masked.int().argsort(dim=1, descending=True, stable=True)  # positions of masks come first
         logits = self.model(**inputs, masked_positions=order[:, : int(counts.max())]).logits.float()
