@@ -68,6 +68,7 @@ def check_help(argv, command, capsys):
         "fill-mask",
         "convert",
         "predict",
+        "serve",
     )  # one name for one thing
     assert callable(cli._load(command.function))
 

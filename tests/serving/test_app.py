@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import InferenceClient
 
 from tests.serving.helpers import TEXTS, Gate, listening, save_classifier, serving
 from tests.serving.test_engine import embed_directly
@@ -131,8 +132,14 @@ def test_fill_mask(masks):
     none = masks.post("/fill-mask", json={"inputs": ["[MASK]", "w1"]})
     assert none.status_code == 422
     assert none.json()["error"] == "inputs[1] has no mask; it should have at least one [MASK]"
-    too_many = masks.post("/fill-mask", json={"inputs": "[MASK]", "top_k": 101})
-    assert too_many.json()["error"] == "top_k is 101; it should be less than or equal to 100"
+    for extra, message in (
+        ({"top_k": 101}, "top_k is 101; it should be less than or equal to 100"),
+        ({"parameters": {"top_k": 0}}, "parameters.top_k is 0; it should be greater than or equal to 1"),
+        ({"parameters": {"targets": ["w1"]}}, "parameters.targets is not a field of this request"),
+        ({"top_k": 1, "parameters": {"top_k": 1}}, "top_k is given twice; it should be given once"),
+    ):
+        wrong = masks.post("/fill-mask", json={"inputs": "[MASK]"} | extra)
+        assert wrong.status_code == 422 and wrong.json()["error"].startswith(message)
 
 
 def test_other_tasks_say_which_model_has_them(client, classes, masks):
@@ -144,6 +151,23 @@ def test_other_tasks_say_which_model_has_them(client, classes, masks):
             assert answer.json()["error"].startswith(f"this server answers {path}; for this path it should have a")
     answer = masks.post("/v1/embeddings", json={"input": "w1"})
     assert answer.status_code == 422 and "an encoder, or a model of sentence" in answer.json()["error"]["message"]
+
+
+def test_the_client_of_huggingface_hub(encoder, classifier, small_model):
+    with listening(encoder) as (_, url):
+        client = InferenceClient(token="none", timeout=60)
+        vectors = client.feature_extraction(
+            "w1 w2", normalize=False, truncation_direction="left", model=f"{url}/embed"
+        )
+        np.testing.assert_allclose(vectors, directly(encoder, ["w1 w2"]), atol=1e-5)
+    with listening(small_model) as (service, url):
+        fills = client.fill_mask("w1 [MASK]", top_k=2, model=f"{url}/fill-mask")
+        (text,) = service.engine.encode(["w1 [MASK]"])
+        assert [fill.token for fill in fills] == [fill.token for fill in service.engine.run([text])[0][0][:2]]
+    with listening(classifier) as (_, url):
+        # this client takes the first of a batch
+        (best,) = client.text_classification([["the cat sat"]], top_k=1, model=f"{url}/predict")
+        assert best.label in ("good", "bad", "so-so") and best.score > 1 / 3
 
 
 # limits and wrong requests

@@ -129,7 +129,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
             answer = [
                 {"score": score, "label": label} for score, label in zip(scores.tolist(), engine.labels, strict=True)
             ]
-            answers.append(sorted(answer, key=lambda each: each["score"], reverse=True))
+            answers.append(sorted(answer, key=lambda each: each["score"], reverse=True)[: body.parameters.top_k])
         return _json(answers if batch else answers[0])
 
 
@@ -150,7 +150,7 @@ def _add_fills(app: FastAPI, service: Service) -> None:
         )
         answers = []
         for text, masks in zip(computed.texts, computed.results, strict=True):
-            filled = await service.with_tokenizer(engine.write, text, masks, body.top_k)
+            filled = await service.with_tokenizer(engine.write, text, masks, body.fills)
             answers.append(filled[0] if len(filled) == 1 else filled)
         return _json(answers if isinstance(body.inputs, list) else answers[0])
 

@@ -53,6 +53,8 @@ def _sentence(problem: dict[str, Any]) -> str:
     kind, place, value = problem["type"], problem["loc"][1:], problem.get("input")
     if kind == "json_invalid":
         return f"the body is not JSON: {problem['ctx']['error']}"
+    if kind == "value_error":  # of a validator in `schemas`, a whole sentence
+        return str(problem["ctx"]["error"])
     if not place:
         return "the body should be a JSON object, sent with the header Content-Type: application/json"
     name = ".".join(map(str, place))
@@ -60,8 +62,6 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"{name} is missing"
     if kind == "extra_forbidden":
         return f"{name} is not a field of this request"
-    if kind == "value_error":  # of a validator in `schemas`, a whole sentence
-        return str(problem["ctx"]["error"])
     return f"{name} is {shorten(value)}; {problem['msg'].replace('Input should', 'it should')}"
 
 

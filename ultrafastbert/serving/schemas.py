@@ -1,8 +1,8 @@
 """What the bodies of requests may contain. Fields that do not exist are refused, so that none is ignored silently."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ultrafastbert.serving.engine import MOST_FILLS, Input
 from ultrafastbert.serving.errors import shorten
@@ -63,6 +63,8 @@ TextsOrTokens = Annotated[Any, BeforeValidator(_texts_or_tokens)]
 """Of OpenAI: a text, a list of texts, a list of token ids, or a list of such lists."""
 Pairs = Annotated[Any, BeforeValidator(_pairs)]
 """Of text-embeddings-inference: a text, [text], [text, text], or a list of the last two."""
+TopK = Annotated[int | None, Field(ge=1, le=MOST_FILLS)]
+"""A number of predictions; null is the default of the route."""
 Side = Annotated[Literal["Left", "Right"], BeforeValidator(lambda side: side.title() if type(side) is str else side)]
 
 
@@ -95,6 +97,12 @@ class EmbedRequest(Body):
     dimensions: int | None = None
 
 
+class Parameters(Body):
+    """Where the client of huggingface_hub puts its options."""
+
+    top_k: TopK = None
+
+
 class PredictRequest(Body):
     """The body of `/predict`."""
 
@@ -102,6 +110,7 @@ class PredictRequest(Body):
     truncate: bool | None = None
     truncation_direction: Side = "Right"
     raw_scores: bool = False
+    parameters: Parameters = Parameters()
 
     def listed(self) -> tuple[list[Input], bool]:
         """The texts and pairs, and whether they came as a batch."""
@@ -118,4 +127,16 @@ class FillMaskRequest(Body):
     inputs: Texts
     truncate: bool | None = None
     truncation_direction: Side = "Right"
-    top_k: int = Field(default=5, ge=1, le=MOST_FILLS)
+    top_k: TopK = None
+    parameters: Parameters = Parameters()
+
+    @model_validator(mode="after")
+    def _check_once(self) -> Self:
+        if self.top_k is not None and self.parameters.top_k is not None:
+            raise ValueError("top_k is given twice; it should be given once, with or without parameters")
+        return self
+
+    @property
+    def fills(self) -> int:
+        """The number of predictions for each mask."""
+        return self.top_k or self.parameters.top_k or 5
