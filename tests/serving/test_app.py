@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import InferenceClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.serving.helpers import TEXTS, Gate, listening, save_classifier, serving
 from tests.serving.test_engine import embed_directly
@@ -196,6 +198,7 @@ TEI = [
         "truncation_direction is 'Up'; it should be 'Left' or 'Righ",
     ),
     ({"inputs": "w1", "trunkate": True}, 422, "trunkate is not a field of this request"),
+    ({"inputs": "w1", "\ud800": True}, 422, "\\ud800 is not a field of this request"),
     ({"inputs": "w1", "prompt_name": "query"}, 422, "prompt_name is 'query'; it should be not given, because the mod"),
     ({"inputs": []}, 400, "inputs is empty; it should have at least one text"),
     ({"inputs": ["w1", ""]}, 422, "inputs[1] has no tokens; it should have at least one"),
@@ -230,6 +233,33 @@ def test_bodies_that_are_no_json_object(client):
     for content, type in (("", "application/json"), ("[1]", "application/json"), ('{"inputs": "a"}', "text/plain")):
         answer = client.post("/embed", content=content, headers={"Content-Type": type})
         assert answer.status_code == 422 and answer.json()["error"].startswith("the body should be a JSON object")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(), max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = ("input", "inputs", "truncate", "normalize", "top_k", "parameters", "dimensions", "raw_scores", "prompt_name")
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)) | JSON, st.booleans())
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+def test_no_body_is_a_fault_of_the_server(client, classes, masks, body, broken):
+    content = json.dumps(body)[: -1 if broken else None]
+    servers = {"/embed": client, "/v1/embeddings": client, "/predict": classes, "/fill-mask": masks}
+    for path, server in servers.items():
+        answer = server.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 400, 413, 422), (path, content, answer.text)
+        assert answer.status_code == 200 or answer.json()["error"]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b'{"inputs": "\xff"}', b"\x00", b'{"inputs": 1' + b"0" * 4900 + b"}"])
+def test_bodies_that_cannot_be_read(client, content):
+    answer = client.post("/embed", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422) and answer.json()["error_type"] == "Validation"
 
 
 def test_bodies_without_a_stated_size_are_limited_while_they_are_read(client):

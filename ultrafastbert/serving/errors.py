@@ -35,7 +35,8 @@ class RequestError(HTTPException):
 
 def respond(path: str, error: HTTPException) -> JSONResponse:
     """The answer for an error."""
-    status, message = error.status_code, error.detail
+    # a name of a field can have half of a character in it, which no answer can have
+    status, message = error.status_code, error.detail.encode(errors="backslashreplace").decode()
     if path.startswith("/v1/"):
         kind = "server_error" if status >= 500 else "invalid_request_error"
         details = {"message": message, "type": kind, "param": None, "code": CODES.get(status)}
@@ -57,7 +58,7 @@ def _sentence(problem: dict[str, Any]) -> str:
         return str(problem["ctx"]["error"])
     if not place:
         return "the body should be a JSON object, sent with the header Content-Type: application/json"
-    name = ".".join(map(str, place))
+    name = ".".join(map(str, place))[:60]
     if kind == "missing":
         return f"{name} is missing"
     if kind == "extra_forbidden":

@@ -42,8 +42,13 @@ def _is_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
+def _is_batch(value: Any) -> bool:
+    """Of `/predict`, whose lists of texts are pairs."""
+    return isinstance(value, list) and any(isinstance(each, list) for each in value)
+
+
 def _pairs(value: Any) -> Any:
-    batch = isinstance(value, list) and any(isinstance(each, list) for each in value)
+    batch = _is_batch(value)
     for index, pair in enumerate(value if batch else [value]):
         name = f"inputs[{index}]" if batch else "inputs"
         texts = pair if isinstance(pair, list) else [pair]
@@ -114,7 +119,7 @@ class PredictRequest(Body):
 
     def listed(self) -> tuple[list[Input], bool]:
         """The texts and pairs, and whether they came as a batch."""
-        batch = isinstance(self.inputs, list) and any(isinstance(each, list) for each in self.inputs)
+        batch = _is_batch(self.inputs)
         listed = self.inputs if batch else [self.inputs if isinstance(self.inputs, list) else [self.inputs]]
         if listed == [[]]:
             return [], False
