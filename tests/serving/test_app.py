@@ -198,7 +198,7 @@ TEI = [
         "truncation_direction is 'Up'; it should be 'Left' or 'Righ",
     ),
     ({"inputs": "w1", "trunkate": True}, 422, "trunkate is not a field of this request"),
-    ({"inputs": "w1", "\ud800": True}, 422, "\\ud800 is not a field of this request"),
+    ({"inputs": "w1", "\ud800": True}, 422, "'\\ud800' is not the name of a field; it should be valid Unicode"),
     ({"inputs": "w1", "prompt_name": "query"}, 422, "prompt_name is 'query'; it should be not given, because the mod"),
     ({"inputs": []}, 400, "inputs is empty; it should have at least one text"),
     ({"inputs": ["w1", ""]}, 422, "inputs[1] has no tokens; it should have at least one"),

@@ -35,7 +35,7 @@ class RequestError(HTTPException):
 
 def respond(path: str, error: HTTPException) -> JSONResponse:
     """The answer for an error."""
-    # a name of a field can have half of a character in it, which no answer can have
+    # messages may quote what a client has sent, in which JSON can write half of a character
     status, message = error.status_code, error.detail.encode(errors="backslashreplace").decode()
     if path.startswith("/v1/"):
         kind = "server_error" if status >= 500 else "invalid_request_error"
@@ -56,6 +56,8 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"the body is not JSON: {problem['ctx']['error']}"
     if kind == "value_error":  # of a validator in `schemas`, a whole sentence
         return str(problem["ctx"]["error"])
+    if kind == "string_unicode":  # half of a character
+        return f"{shorten(value)} is not the name of a field; it should be valid Unicode"
     if not place:
         return "the body should be a JSON object, sent with the header Content-Type: application/json"
     name = ".".join(map(str, place))[:60]
