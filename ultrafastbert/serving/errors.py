@@ -45,9 +45,13 @@ def respond(path: str, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": message, "error_type": kind}, status, error.headers)
 
 
+MOST_SENTENCES = 5
+"""Wrong fields that a message names."""
+
+
 def explain(error: RequestValidationError) -> RequestError:
     """One sentence for each field of a body that is wrong."""
-    return RequestError(422, "; ".join(map(_sentence, error.errors())))
+    return RequestError(422, "; ".join(map(_sentence, error.errors()[:MOST_SENTENCES])))
 
 
 def _sentence(problem: dict[str, Any]) -> str:
