@@ -1,13 +1,14 @@
 """Fixtures of the whole suite: a small prepared data set, a small pretraining run on it, a small model.
 
 Each process uses one thread: the tests run in several processes at once, and threads that wait for each other would
-only slow them down. The variable is set before PyTorch is imported, and inherited by processes that tests start.
+only slow them down. The variables are set before PyTorch is imported, and inherited by processes that tests start.
 """
 
 import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on a CPU; Triton reads this when it is imported
 
 import json  # noqa: E402
 

@@ -40,6 +40,8 @@ from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.layers.fff import FFF
 from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.layers.memory import check_memory
+from ultrafastbert.ops.cross_entropy import IGNORED, cross_entropy
+from ultrafastbert.ops.rotary import rotate_queries_and_keys, rotates
 from ultrafastbert.utils.inputs import check_inputs, check_labels, check_values, select_inputs
 from ultrafastbert.utils.sizes import DenseSize, NoSize, Size, parse_size
 
@@ -196,6 +198,8 @@ class UltraFastBertAttention(nn.Module):
         self, qkv: Tensor, attention_mask: Tensor | None, position_embeddings: Angles | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """`(batch, seq, 3, heads, head_dim)` -> the output `(batch, seq, heads, head_dim)`, and weights or None."""
+        if position_embeddings is not None and rotates(qkv):
+            qkv, position_embeddings = rotate_queries_and_keys(qkv, *position_embeddings), None
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, seq, head_dim)
         if position_embeddings is not None:
             cosine, sine = (table.unsqueeze(1) for table in position_embeddings)  # (batch or 1, 1, seq, head_dim)
@@ -480,6 +484,7 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
         self.transform = UltraFastBertHeadTransform(config) if config.head_transform else None
         width = config.embedding_size or config.hidden_size
         self.decoder = nn.Linear(width, config.vocab_size, bias=config.decoder_bias)
+        self.loss_function = masked_lm_loss
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -522,6 +527,26 @@ class UltraFastBertForMaskedLM(UltraFastBertPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **kwargs)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+def masked_lm_loss(
+    logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Tensor | int | None = None, **_: Any
+) -> Tensor:
+    """The mean cross-entropy of tokens whose label is not -100, as transformers' loss of the same arguments.
+
+    Args:
+        logits: `(..., vocab_size)`.
+        labels: `(...)` int64.
+        vocab_size: number of classes.
+        num_items_in_batch: what the sum is divided by, when gradients of several batches are accumulated.
+    """
+    labels = labels.to(logits.device).flatten()
+    total = cross_entropy(logits.view(-1, vocab_size), labels).sum()
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != IGNORED).sum()
+    return total / (
+        num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+    )
 
 
 def _gather_columns(columns: Tensor, hidden_states: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -113,6 +113,15 @@ def test_libraries(run, tmp_path, library, name):
     assert ratio in (tmp_path / "out" / "encoder.md").read_text()
 
 
+def test_our_own_graphs(run):
+    """As `export onnx` writes them, with the outputs of the original."""
+    pytest.importorskip("onnxruntime")
+    names = ["ultrafastbert_onnx-float32", "ultrafastbert_onnx-int8"]
+    results = {row["name"]: row for row in run(["bert-float32", *names], "--workloads=[1x16]")["results"]}
+    assert results[names[0]]["error"] < 1e-5 < results[names[1]]["error"] < 0.08
+    assert results[names[0]]["note"] == "as `export onnx` writes it"
+
+
 def test_missing_libraries_are_named(run, tmp_path, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))

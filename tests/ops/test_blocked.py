@@ -37,16 +37,16 @@ def along_path(path):
     return evaluate
 
 
-def assert_agrees(arguments):
+def assert_agrees(arguments, backend="blocked"):
     """Output and gradients agree with float64 along the same paths, which agree with `reference` up to rounding."""
     dtype = arguments[0].dtype
-    path = ops.route(*arguments[:3], backend="blocked")
+    path = ops.route(*arguments[:3], backend=backend)
     differ = path != ops.route(*arguments[:3], backend="reference")
     assert differ.any(-1).sum() <= (0 if dtype in DTYPES[::3] else 1 + 0.03 * path[..., 1:].numel())
 
     def evaluate(*tensors):  # `gradients` omits a bias that is None
         x, weight_in, *bias_in, weight_out = tensors
-        return ops.fff(x, weight_in, bias_in[0] if bias_in else None, weight_out, backend="blocked")
+        return ops.fff(x, weight_in, bias_in[0] if bias_in else None, weight_out, backend=backend)
 
     present = [t for t in arguments if t is not None]
     output = evaluate(*present)
@@ -76,7 +76,7 @@ def assert_agrees(arguments):
 )
 def test_agrees_with_reference(tokens, hidden, trees, depth, bias, dtype):
     arguments = make((tokens,), hidden, trees, depth, dtype=dtype, bias=bias)
-    assert blocked._pays(*arguments[:2])
+    assert blocked.pays(*arguments[:2])
     assert_agrees(arguments)
 
 
@@ -187,7 +187,7 @@ def test_non_finite_input_does_not_change_other_tokens_or_subtrees(dtype, value)
 def test_shallow_trees_are_dense():
     for trees, depth in ((128, 0), (128, 4), (1, 6)):
         arguments = make((9,), 16, trees, depth)
-        assert not blocked._pays(*arguments[:2])
+        assert not blocked.pays(*arguments[:2])
         expected = ops.fff(*arguments, backend="dense")
         torch.testing.assert_close(ops.fff(*arguments, backend="blocked"), expected)
 
@@ -208,11 +208,10 @@ def test_blocks_hold_subtrees_and_ancestors():
 def test_heap_is_the_adjoint_of_blocks():
     generator = torch.Generator().manual_seed(0)
     heap = torch.randn(3, 63, 4, generator=generator, dtype=torch.float64)
-    order = blocked._Order(None, None, torch.zeros(5, 3), None)
     for cut in range(1, 6):
         blocks = blocked._blocks(heap, cut)
         other = torch.randn(blocks.shape, generator=generator, dtype=torch.float64)
-        torch.testing.assert_close((blocks * other).sum(), (heap * blocked._heap(other, order, cut, 6)).sum())
+        torch.testing.assert_close((blocks * other).sum(), (heap * blocked.heap(other, 3, cut, 6)).sum())
 
 
 def test_loop_and_kernel_of_grouped_products_agree():
@@ -229,6 +228,38 @@ def test_loop_and_kernel_of_grouped_products_agree():
     product = grouped.zero_empty(torch.full_like(kernel, float("nan")), ends)
     assert product.isnan().flatten(1).all(1).tolist() == [False, True, False, True, False]
     assert product[[0, 2, 4]].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, groups", [(50, 5), (1000, 7), (3, 9), (300, 300)])
+def test_tiles_and_loop_of_grouped_products_agree(rows, groups, dtype):
+    """Tiles, which GPUs without a kernel use: several a group, empty groups, groups of less than a tile."""
+    generator = torch.Generator().manual_seed(0)
+    a, other, blocks = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((rows, 16), (rows, 8), (groups, 16, 8))
+    )
+    inner = torch.randint(rows + 1, (groups - 1,), generator=generator).sort().values
+    ends = torch.cat((inner, torch.tensor([rows]))).int()
+    for left, right in ((a, blocks), (a.T, other)):
+        tiles, loop = grouped.tiled_mm(left, right, ends), grouped.looped_mm(left, right, ends)
+        assert tiles.dtype == dtype and tiles.shape == loop.shape
+        exact = grouped.looped_mm(left.double(), right.double(), ends)
+        scale, tolerance = exact.abs().max() + 1e-30, 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(tiles / scale, exact / scale, rtol=0, atol=tolerance, check_dtype=False)
+    a[0] = float("nan")  # in the first group that is not empty
+    first = int((ends > 0).nonzero()[0])
+    product = grouped.tiled_mm(a.T, other, ends)
+    assert product[first].isnan().all() and product[torch.arange(groups) != first].isfinite().all()
+
+
+@pytest.mark.parametrize("tokens, trees, depth", [(300, 1, 8), (90, 2, 7)])
+def test_agrees_with_reference_in_tiles(monkeypatch, tokens, trees, depth):
+    monkeypatch.setattr(blocked, "grouped_mm", grouped.tiled_mm)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_agrees(make((tokens,), 32, trees, depth, dtype=dtype))
+    x, weight_in, bias_in, weight_out = make((300,), 32, 1, 8)
+    bias_in[:, :15] = 100  # all tokens in one subtree
+    assert_agrees([x, weight_in, bias_in, weight_out])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

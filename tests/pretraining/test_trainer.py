@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ultrafastbert import ops
 from ultrafastbert.pretraining import trainer
 from ultrafastbert.pretraining.data.packed import compute_fingerprint
 from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.pretraining.trainer import Trainer, pretrain
-from ultrafastbert.runs import precision
+from ultrafastbert.runs import backend, precision
 from ultrafastbert.runs.reporter import read_metrics
 from ultrafastbert.utils import hardware, progress
 from ultrafastbert.utils.errors import Interrupted, UserError
@@ -424,6 +425,21 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(make_arguments, monke
         assert json.loads((final / "pretraining.json").read_text())["in_bf16"] is True
     final = pretrain(make_arguments(precision="fp32", max_steps=12))  # but the option decides if it is given
     assert json.loads((final / "pretraining.json").read_text())["in_bf16"] is False
+
+
+def test_a_resumed_run_keeps_the_backends_that_were_measured(make_arguments, monkeypatch, capsys):
+    size, used = "1x3", []
+    evaluate = ops.fff
+    monkeypatch.setattr(backend, "is_measured", lambda device: True)
+    monkeypatch.setattr(ops, "fff", lambda *tensors, backend: used.append(backend) or evaluate(*tensors, backend))
+    for times, steps in (({"dense": 3e-3, "gather": 2e-3}, 2), ({"dense": 1e-3, "gather": 2e-3}, 4)):
+        monkeypatch.setattr(backend, "measure_backends", lambda *options, times=times: {size: times})
+        final = pretrain(make_arguments(size, max_steps=steps, checkpoint_every=2))
+        assert json.loads((final / "pretraining.json").read_text())["backends"] == {size: "gather"}
+    assert set(used) == {"gather"}
+    output = capsys.readouterr().out
+    assert f"trees of {size}: backend gather (dense 3 ms, gather 2 ms)" in output
+    assert f"trees of {size}: backend gather (as before)" in output
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ def fuse(directory: Path, config: UltraFastBertConfig) -> None:
     (directory / FUSED).write_text(note, encoding="utf-8")
 
 
-def load_onnxruntime(path: Path, threads: int) -> Encoder:
-    """A model of ONNX Runtime."""
+def load_onnxruntime(path: Path, threads: int, note: str) -> Encoder:
+    """A model of ONNX Runtime, with a note for the table."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     options = onnxruntime.SessionOptions()
@@ -113,7 +113,7 @@ def load_onnxruntime(path: Path, threads: int) -> Encoder:
         (output,) = session.run(None, {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})
         return torch.from_numpy(output)
 
-    return Encoder(call, path.stat().st_size, (path.parent / FUSED).read_text(encoding="utf-8"))
+    return Encoder(call, path.stat().st_size, note)
 
 
 def load_openvino(path: Path, threads: int) -> Encoder:

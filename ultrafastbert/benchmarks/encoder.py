@@ -42,9 +42,9 @@ class EncoderArguments:
 
     contenders: list[str] = field(default_factory=lambda: list(CONTENDERS))
     """Encoders: ours and transformers' BERT as loaded and under torch.compile (for each shape, weights frozen), ours
-    through `optimize_for_inference`, BERT in ONNX Runtime (for int8 its matrices dynamically quantized) and in
-    OpenVINO (in the precision that it chooses). The extra `bench` installs ONNX Runtime and OpenVINO; without it they
-    are skipped."""
+    through `optimize_for_inference` and as `export onnx` writes it, BERT in ONNX Runtime (for int8 its matrices
+    dynamically quantized) and in OpenVINO (in the precision that it chooses). The extra `bench` installs ONNX Runtime
+    and OpenVINO; without it they are skipped."""
     workloads: list[str] = field(default_factory=lambda: ["1x16", "1x128", "8x128", "mixed"])
     """Batches, as SEQUENCESxTOKENS without padding; `mixed` is 16 sequences of 8 to 128 tokens, padded to the
     longest."""

@@ -12,6 +12,7 @@ from transformers import BertModel
 
 from ultrafastbert import UltraFastBertConfig, UltraFastBertModel, optimize_for_inference
 from ultrafastbert.benchmarks import bert
+from ultrafastbert.export.onnx import write_graph
 
 if TYPE_CHECKING:
     from ultrafastbert.benchmarks.encoder import EncoderArguments
@@ -23,6 +24,8 @@ CONTENDERS = [
     "ultrafastbert-bfloat16",
     "ultrafastbert_compiled-bfloat16",
     *(f"optimized-{name}" for name in OPTIMIZED),
+    "ultrafastbert_onnx-float32",
+    "ultrafastbert_onnx-int8",
     "bert-float32",
     "bert-bfloat16",
     "bert_compiled-bfloat16",
@@ -36,6 +39,8 @@ OURS, PEERS = ("ultrafastbert", "optimized"), ("onnxruntime", "openvino")
 def needs(name: str) -> list[str]:
     """The optional packages that a contender needs."""
     family = name.partition("-")[0]
+    if family == "ultrafastbert_onnx":
+        return ["onnx", "onnxscript", "onnxruntime"]
     return ["onnx", family] if family in PEERS else []
 
 
@@ -78,6 +83,9 @@ def prepare(
         model = UltraFastBertModel(config) if ours else BertModel(bert.bert_config(config), add_pooling_layer=False)
         bert.split_trees(model)
         model.eval().save_pretrained(directory / name)
+        for graph in (graph for graph in names if original(graph) == name and "_onnx-" in graph):
+            assert isinstance(model, UltraFastBertModel)
+            write_graph(model, directory / f"{graph}.onnx", int8=graph.endswith("int8"))
         for workload in arguments.workloads:
             tokens, mask = inputs(workload, arguments.vocabulary)
             with torch.inference_mode():
@@ -93,7 +101,10 @@ def load(name: str, directory: Path, threads: int) -> bert.Encoder:
     """A contender, from the files that `prepare` wrote."""
     family, _, dtype = name.partition("-")
     if family == "onnxruntime":
-        return bert.load_onnxruntime(directory / f"{name}.onnx", threads)
+        fused = (directory / bert.FUSED).read_text(encoding="utf-8")
+        return bert.load_onnxruntime(directory / f"{name}.onnx", threads, fused)
+    if family == "ultrafastbert_onnx":
+        return bert.load_onnxruntime(directory / f"{name}.onnx", threads, "as `export onnx` writes it")
     if family == "openvino":
         return bert.load_openvino(directory / "bert.onnx", threads)
     if family == "optimized":

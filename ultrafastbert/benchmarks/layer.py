@@ -34,9 +34,9 @@ DEFAULTS = {
     "cuda": {
         "sizes": [*PAPER_SIZES, "1x12", "1x13", "1x14", "1x15"],
         "dense": [4095, 3072],
-        "backends": ["blocked", "dense", "original"],
+        "backends": ["triton", "blocked", "dense", "original"],
         "compiled": ["128x4", "8x8", "1x11", "1x12", "1x13", "1x14", "1x15"],
-        "compiled_backends": ["blocked", "dense", "original"],
+        "compiled_backends": ["triton", "blocked", "dense", "original"],
         "tokens": [1, 16, 256, 4096, 16384, 65536, 262144],
         "dtypes": ["bfloat16"],
         "threads": [torch.get_num_threads()],
@@ -60,11 +60,12 @@ class LayerArguments:
     """Neurons of ordinary layers; ratios are to the last. [null: 3072 and 4095, on cuda in reverse order]"""
     backends: list[str] = BY_DEVICE
     """Backends of the trees; `original` is the formulation of the paper's training code, which computes all neurons
-    and masks those off the path. [null: native, gather, dense; on cuda blocked, dense, original]"""
+    and masks those off the path. [null: native, gather, dense; on cuda triton, blocked, dense,
+    original]"""
     compiled: list[str] = BY_DEVICE
     """Sizes that are timed under torch.compile too. [null: 1x11; on cuda 128x4, 8x8, and 1x11 to 1x15]"""
     compiled_backends: list[str] = BY_DEVICE
-    """Backends that are timed under torch.compile. [null: gather; on cuda blocked, dense, original]"""
+    """Backends that are timed under torch.compile. [null: gather; on cuda triton, blocked, dense, original]"""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Mode of torch.compile; reduce-overhead uses CUDA graphs."""
     tokens: list[int] = BY_DEVICE

@@ -18,6 +18,7 @@ from ultrafastbert.pretraining.data.batches import SequenceOrder
 from ultrafastbert.pretraining.data.masking import MaskedBatch, Masker, masks_per_sequence
 from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.step import TrainingStep, to_device
+from ultrafastbert.runs.backend import use_fastest_backends
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.hardware import utilization
@@ -76,6 +77,8 @@ class Steps:
         before = torch.cuda.memory_allocated() if on_gpu else 0
         self.model = _build_model(name, arguments).to(self.device)
         in_bf16 = uses_bf16(arguments.precision, self.device, arguments.hidden_size)
+        tokens = arguments.sequences * arguments.sequence_length
+        use_fastest_backends(self.model, tokens, torch.bfloat16 if in_bf16 else torch.float32)
         self.training = TrainingStep(self.model, train, accelerator, in_bf16)
         self.error = ((self.step() - expected) / expected).abs().max().item()  # relative, the larger of the two
         self.step()  # with the state that the optimizer allocated in the first step
@@ -103,7 +106,7 @@ class Steps:
         self.place += self.arguments.sequences
         return values
 
-    def facts(self, median: float) -> dict[str, float | None]:
+    def facts(self, median: float) -> dict[str, float | str | None]:
         """What is recorded beside the times.
 
         Raises:
@@ -118,7 +121,9 @@ class Steps:
         sequences, length = self.arguments.sequences, self.arguments.sequence_length
         flops = training_flops(self.model.config, sequences, length, masks_per_sequence(length, self.probability))
         dtype = torch.bfloat16 if self.training.in_bf16 else torch.float32
+        layers = [module for module in self.model.modules() if isinstance(module, FFF)]
         return {
+            "backend": ", ".join(sorted({layer.backend or "by rule" for layer in layers})),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "tokens_per_second": sequences * length / median,
             "memory": self.memory,

@@ -33,6 +33,7 @@ from ultrafastbert.finetuning.data.encoding import EncodedSplit, evaluation_batc
 from ultrafastbert.finetuning.data.tasks import Split, Task, TaskData
 from ultrafastbert.finetuning.metrics import compute_metric
 from ultrafastbert.finetuning.schema import Evaluation, Outcome
+from ultrafastbert.runs.backend import use_fastest_backends
 from ultrafastbert.runs.optimizer import build_optimizer
 from ultrafastbert.runs.precision import uses_bf16
 from ultrafastbert.utils.errors import UserError
@@ -249,6 +250,8 @@ class _Trainer:
         enabled = uses_bf16(self.recipe.precision, self.device)
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
         self.model.to(self.device)  # pyright: ignore[reportArgumentType]
+        tokens = self.recipe.batch_size * self.recipe.max_length
+        use_fastest_backends(self.model, tokens, torch.bfloat16 if enabled else torch.float32)
 
     def train(self, hold_out: bool) -> Outcome:
         """Trains all epochs, or until early stopping."""

@@ -15,11 +15,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ultrafastbert.ops import blocked, dense, gather, grouped, native, reference
+from ultrafastbert.ops import blocked, dense, gather, grouped, native, reference, triton
 from ultrafastbert.ops.checks import autocast_dtype, check_devices, check_dtypes, check_layouts
 from ultrafastbert.utils.validation import check, one_of
 
-BACKENDS = {"reference": reference, "dense": dense, "gather": gather, "native": native, "blocked": blocked}
+BACKENDS = {
+    "reference": reference,
+    "dense": dense,
+    "gather": gather,
+    "native": native,
+    "blocked": blocked,
+    "triton": triton,
+}
 KNOWN_BACKEND = one_of(*BACKENDS)
 
 

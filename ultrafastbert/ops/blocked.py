@@ -29,25 +29,24 @@ SORTING = 250  # the cost of sorting the tokens and restoring their order, in ro
 
 def fff(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> Tensor:
     """`ops.fff` for tokens `(tokens, hidden)`."""
-    if not _pays(x, weight_in):
+    if not pays(x, weight_in):
         return dense.fff(x, weight_in, bias_in, weight_out)
     return _Blocked.apply(x, weight_in, bias_in, weight_out)
 
 
 def route(x: Tensor, weight_in: Tensor, bias_in: Tensor | None) -> Tensor:
     """`ops.route` for tokens `(tokens, hidden)`."""
-    if not _pays(x, weight_in):
+    if not pays(x, weight_in):
         return dense.route(x, weight_in, bias_in)
     levels = weight_in.shape[1].bit_length()
     cut = _cut(levels)
-    order = _sort(x, weight_in, bias_in, cut)
+    order = sort(x, weight_in, bias_in, cut)
     *_, turns = _pre_activations(x, weight_in, bias_in, order, cut)
-    to_subtree = order.block % 2**cut + 2**cut  # the turns above the subtree, after the leading one
-    turns = turns + ((to_subtree - 1) << (levels - 1 - cut))  # they replace the leading one of the turns below
-    return _nodes_on_path(turns, levels)[order.row]  # (tokens, trees, levels)
+    return path_through(order.block, turns, cut, levels)[order.row]  # (tokens, trees, levels)
 
 
-def _pays(x: Tensor, weight_in: Tensor) -> bool:
+def pays(x: Tensor, weight_in: Tensor) -> bool:
+    """Whether sorting the tokens takes less time than it saves, compared with `dense`."""
     nodes = weight_in.shape[1]
     levels = nodes.bit_length()
     return x.shape[0] > 0 and levels > 1 and _columns(levels, _cut(levels)) + SORTING < 2 * nodes
@@ -73,7 +72,7 @@ class _Blocked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight_in: Tensor, bias_in: Tensor | None, weight_out: Tensor) -> Tensor:
         ctx.levels = levels = weight_in.shape[1].bit_length()
         cut = _cut(levels)
-        order = _sort(x, weight_in, bias_in, cut)
+        order = sort(x, weight_in, bias_in, cut)
         rows, blocks_in, pre_activation, turns = _pre_activations(x, weight_in, bias_in, order, cut)
         columns = _path_columns(turns, cut, levels)
         pre_activation = pre_activation.gather(1, columns)
@@ -90,7 +89,8 @@ class _Blocked(torch.autograd.Function):
                 "backend 'blocked' has no second derivatives; use 'reference' or 'dense' for them"
             )
         rows, blocks_in, blocks_out, turns, pre_activation, *order = ctx.saved_tensors
-        order, levels, cut, width = _Order(*order), ctx.levels, _cut(ctx.levels), blocks_out.shape[1]
+        order, levels, cut, width = Order(*order), ctx.levels, _cut(ctx.levels), blocks_out.shape[1]
+        trees = order.row.shape[1]
         columns = _path_columns(turns, cut, levels)
         need_x, need_in, need_bias, need_out = ctx.needs_input_grad
         grad_x = grad_in = grad_bias = grad_out = None
@@ -98,7 +98,7 @@ class _Blocked(torch.autograd.Function):
         grad_rows = grad_output.index_select(0, order.token)
         if need_out:
             activation = _on_path(gelu(pre_activation), columns, width)
-            grad_out = _heap(grouped_mm(activation.T, grad_rows, order.ends), order, cut, levels)
+            grad_out = heap(grouped_mm(activation.T, grad_rows, order.ends), trees, cut, levels)
         if not (need_x or need_in or need_bias):
             return None, None, None, grad_out
         grad_activation = grouped_mm(grad_rows, blocks_out.transpose(1, 2), order.ends)
@@ -108,15 +108,15 @@ class _Blocked(torch.autograd.Function):
         if need_x:
             grad_x = _to_tokens(grouped_mm(grad, blocks_in, order.ends), order)
         if need_in:
-            grad_in = _heap(grouped_mm(grad.T, rows, order.ends), order, cut, levels)
+            grad_in = heap(grouped_mm(grad.T, rows, order.ends), trees, cut, levels)
         if need_bias:
             ones = grad.new_ones(grad.shape[0], ALIGNMENT)  # a product is deterministic and adds in float32
-            grad_bias = _heap(grouped_mm(grad.T, ones, order.ends), order, cut, levels)[..., 0]
+            grad_bias = heap(grouped_mm(grad.T, ones, order.ends), trees, cut, levels)[..., 0]
         return grad_x, grad_in, grad_bias, grad_out
 
 
 def _pre_activations(
-    x: Tensor, weight_in: Tensor, bias_in: Tensor | None, order: "_Order", cut: int
+    x: Tensor, weight_in: Tensor, bias_in: Tensor | None, order: "Order", cut: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the rows, the blocks of `weight_in`, their products `(rows, width)`, and the turns in the subtrees."""
     steps = weight_in.shape[1].bit_length() - 1 - cut
@@ -127,7 +127,7 @@ def _pre_activations(
     return rows, blocks, pre_activation, _walk(pre_activation[:, cut:], steps)
 
 
-class _Order(NamedTuple):
+class Order(NamedTuple):
     """Tokens sorted by block. There is one row for each token and tree, and `trees * 2^cut` blocks."""
 
     token: Tensor  # (rows,) the token of each row
@@ -136,7 +136,8 @@ class _Order(NamedTuple):
     ends: Tensor  # (blocks,) int32, the row after the last one of each block
 
 
-def _sort(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, cut: int) -> _Order:
+def sort(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, cut: int) -> Order:
+    """Walks all tokens through the nodes above the cut, and sorts them by where they arrive."""
     trees = weight_in.shape[0]
     top = 2**cut  # one node more than the top has, so that rows are aligned; the walk ignores it
     pre_activation = x @ weight_in[:, :top].flatten(0, 1).T
@@ -148,10 +149,10 @@ def _sort(x: Tensor, weight_in: Tensor, bias_in: Tensor | None, cut: int) -> _Or
     block, index = block.to(blocks.dtype).flatten().sort(stable=True)
     row = torch.empty_like(index).scatter_(0, index, torch.arange(index.shape[0], device=x.device))
     ends = torch.searchsorted(block, blocks, right=True, out_int32=True)
-    return _Order(index // trees, block.long(), row.view(-1, trees), ends)
+    return Order(index // trees, block.long(), row.view(-1, trees), ends)
 
 
-def _to_tokens(rows: Tensor, order: _Order) -> Tensor:
+def _to_tokens(rows: Tensor, order: Order) -> Tensor:
     """Adds the rows of each token: the adjoint of `tokens.index_select(0, order.token)`."""
     tokens, trees = order.row.shape
     rows = rows.index_select(0, order.row.flatten())
@@ -172,6 +173,13 @@ def _walk(pre_activation: Tensor, steps: int) -> Tensor:
 def _nodes_on_path(turns: Tensor, levels: int) -> Tensor:
     """`(...)` -> `(..., levels)`: heap indices from the root to the node that the turns lead to."""
     return (turns.unsqueeze(-1) >> torch.arange(levels - 1, -1, -1, device=turns.device)) - 1
+
+
+def path_through(block: Tensor, turns: Tensor, cut: int, levels: int) -> Tensor:
+    """The path of each row, int64 `(rows, levels)`, from its block and its turns below the cut."""
+    to_subtree = block % 2**cut + 2**cut  # the turns above the subtree, after the leading one
+    turns = turns + ((to_subtree - 1) << (levels - 1 - cut))  # they replace the leading one of the turns below
+    return _nodes_on_path(turns, levels)
 
 
 def _path_columns(turns: Tensor, cut: int, levels: int) -> Tensor:
@@ -198,9 +206,9 @@ def _blocks(heap: Tensor, cut: int) -> Tensor:
     return torch.cat((ancestors, *parts, zeros), dim=2).flatten(0, 1)
 
 
-def _heap(blocks: Tensor, order: _Order, cut: int, levels: int) -> Tensor:
+def heap(blocks: Tensor, trees: int, cut: int, levels: int) -> Tensor:
     """The adjoint of `_blocks`: adds the rows of each node in all blocks."""
-    trees, (width, *rest) = order.row.shape[1], blocks.shape[1:]
+    width, *rest = blocks.shape[1:]
     sizes = [1] * cut + [2**level for level in range(levels - cut)]
     parts = blocks.view(trees, 2**cut, width, *rest).split([*sizes, width - sum(sizes)], dim=2)
     ancestors = [  # the subtrees below a node are adjacent

@@ -15,6 +15,7 @@ from ultrafastbert.pretraining.flops import training_flops
 from ultrafastbert.pretraining.in_flight import StepResult
 from ultrafastbert.pretraining.schedule import Progress, mask_probability
 from ultrafastbert.pretraining.step import TrainingStep
+from ultrafastbert.runs import backend
 from ultrafastbert.runs.directory import METRICS, PLOTS
 from ultrafastbert.runs.reporter import Reporter
 from ultrafastbert.utils.hardware import utilization
@@ -23,13 +24,23 @@ from ultrafastbert.utils.settings import flatten
 
 
 class PretrainingReporter(Reporter):
-    """Reports the events of a pretraining run; the trainer keeps `progress` up to date."""
+    """Reports the events of a pretraining run; the trainer keeps `progress` up to date.
 
-    def __init__(self, arguments: PretrainArguments, data: PackedData, step: TrainingStep, progress: Progress):
+    `measured` is what `runs.backend.measure_backends` returned, {} if nothing was measured.
+    """
+
+    def __init__(
+        self,
+        arguments: PretrainArguments,
+        data: PackedData,
+        step: TrainingStep,
+        progress: Progress,
+        measured: backend.Measured,
+    ):
         self.output = Path(arguments.output_dir)
         super().__init__(self.output / METRICS, progress.step, step.accelerator)
         self.arguments, self.train, self.data = arguments, arguments.train, data
-        self.step, self.progress = step, progress
+        self.step, self.progress, self.measured = step, progress, measured
         self.results: list[StepResult] = []  # since the last line of metrics
 
     def start(self) -> None:
@@ -50,6 +61,9 @@ class PretrainingReporter(Reporter):
             f" {self.data.validation.size / 1e6:.2f} million of validation data;"
             f" unigram entropy {self.data.unigram_entropy:.3f} nats"
         )
+        for size, chosen in (self.progress.backends or {}).items():
+            results = backend.describe(self.measured[size]) if size in self.measured else "as before"
+            self.say(f"trees of {size}: backend {chosen} ({results})")
         if self.progress.step:
             self.say(f"resuming at step {self.progress.step}, {self.fraction_at_start:.0%} of the budget spent")
 

@@ -20,6 +20,7 @@ class Progress:
         skipped_in_a_row: the last of them, up to the current step.
         has_grown: whether trees with leaves have got their decisions (`train.grow_at`).
         in_bf16: whether passes run in bfloat16, so that a resumed run does not choose anew; None: it was not recorded.
+        backends: of the trees on a GPU, by their size, such as 1x11, for the same reason; None: none was chosen.
     """
 
     step: int = 0
@@ -30,6 +31,7 @@ class Progress:
     skipped_in_a_row: int = 0
     has_grown: bool = False
     in_bf16: bool | None = None
+    backends: dict[str, str] | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -34,6 +34,7 @@ from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.reporting import PretrainingReporter
 from ultrafastbert.pretraining.schedule import Progress, mask_probability, micro_batches, triangle
 from ultrafastbert.pretraining.step import TrainingStep
+from ultrafastbert.runs import backend
 from ultrafastbert.runs.checkpoints import CheckpointError, find_checkpoint
 from ultrafastbert.runs.directory import (
     CHECKPOINTS,
@@ -117,13 +118,14 @@ class Trainer:
         set_seed(arguments.seed)
         model = UltraFastBertForMaskedLM(config).to(accelerator.device)
         progress.in_bf16 = self._chooses_bf16(config.hidden_size)
+        measured = self._choose_backends(model)
         self.step = TrainingStep(model, self.train, accelerator, progress.in_bf16)
         self.batches = MaskedBatches(arguments, data, accelerator.device)
         self.in_flight = StepsInFlight(max_unread=1 if accelerator.device.type == "cuda" else 0)
         self.checkpointer = Checkpointer(arguments, data, model, accelerator)
         if checkpoint is not None:
             self.checkpointer.load(checkpoint, progress.step)
-        self.reporter = PretrainingReporter(arguments, data, self.step, progress)
+        self.reporter = PretrainingReporter(arguments, data, self.step, progress, measured)
 
     def run(self) -> Path:
         """Trains until the budget is spent; see `pretrain`."""
@@ -258,6 +260,23 @@ class Trainer:
         if self.train.precision == "auto" and self.progress.in_bf16 is not None:
             return self.progress.in_bf16
         return broadcast_object_list([uses_bf16(self.train.precision, self.accelerator.device, width)])[0]
+
+    def _choose_backends(self, model: UltraFastBertForMaskedLM) -> backend.Measured:
+        """Gives the trees the backends of the run, on a GPU the fastest ones; what was measured for that.
+
+        They are the same in all processes, and in a resumed run as before. On a CPU, and with `UFB_FFF_BACKEND`, every
+        call chooses by `ops.fff`'s rule.
+        """
+        measured: backend.Measured = {}
+        if not backend.is_measured(self.accelerator.device):
+            return measured
+        if self.progress.backends is None:
+            dtype = torch.bfloat16 if self.progress.in_bf16 else torch.float32
+            measured = backend.measure_backends(model, self.train.micro_batch_size * self.sequence_length, dtype)
+            measured = broadcast_object_list([measured])[0]
+            self.progress.backends = backend.fastest(measured)
+        backend.use_backends(model, self.progress.backends)
+        return measured
 
     def _spend_time(self) -> None:
         self.progress.seconds = time.monotonic() - self.clock_start

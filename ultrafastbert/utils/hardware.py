@@ -56,14 +56,32 @@ class Peak(NamedTuple):
     flops: dict[torch.dtype, float]
 
 
-HOPPER = {torch.bfloat16: 989.4e12, torch.float16: 989.4e12, torch.float32: 66.9e12}
-"""On tensor cores without sparsity; float32 as PyTorch multiplies it by default, without TF32."""
+def _peak(bandwidth: float, half: float, single: float) -> Peak:
+    """From terabytes and teraflops a second; float16 and bfloat16 have one rate."""
+    flops = {torch.bfloat16: half * 1e12, torch.float16: half * 1e12, torch.float32: single * 1e12}
+    return Peak(bandwidth * 1e12, flops)
 
-PEAKS = {"NVIDIA H100 80GB HBM3": Peak(3.35e12, HOPPER), "NVIDIA H200": Peak(4.8e12, HOPPER)}
-"""By the name that `torch.cuda.get_device_name` returns; the H100 of this name is the SXM one.
 
-Source: NVIDIA's data sheets of the H100 and H200 (SXM), whose tensor-core rates are halved because they assume
-sparsity, and the white paper "NVIDIA H100 Tensor Core GPU Architecture" for the digits after the point.
+PEAKS = {
+    "NVIDIA H100 80GB HBM3": _peak(3.35, 989.4, 66.9),
+    "NVIDIA H100 PCIe": _peak(2.0, 756, 51),
+    "NVIDIA H200": _peak(4.8, 989.4, 66.9),
+    "NVIDIA B200": _peak(8.0, 2250, 75),
+    "NVIDIA A100-SXM4-80GB": _peak(2.039, 312, 19.5),
+    "NVIDIA A100-SXM4-40GB": _peak(1.555, 312, 19.5),
+    "NVIDIA A100 80GB PCIe": _peak(1.935, 312, 19.5),
+    "NVIDIA L4": _peak(0.3, 121, 30.3),
+    "NVIDIA GeForce RTX 3090": _peak(0.936, 71, 35.6),
+    "NVIDIA GeForce RTX 4090": _peak(1.008, 165.2, 82.6),
+    "NVIDIA GeForce RTX 5090": _peak(1.792, 209.5, 104.8),
+}
+"""By the name that `torch.cuda.get_device_name` returns; the H100 of the first name is the SXM one.
+
+Rates are those of tensor cores without sparsity that add in float32; of float32, those without TF32, as PyTorch
+multiplies by default.
+
+Source: NVIDIA's data sheets, whose rates for tensor cores are halved where they assume sparsity, and for the digits
+after the point and the GeForce cards the white papers of the architectures (Ampere GA102, Ada, Hopper, Blackwell).
 """
 
 

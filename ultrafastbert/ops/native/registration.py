@@ -1,4 +1,4 @@
-"""Registers what PyTorch cannot see from the kernels: the shapes of results, and the gradient of `fff_with_path`."""
+"""Registers what PyTorch cannot see from the kernels: the shapes of results, and gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +38,11 @@ def _leaves_with_path(x: Tensor, _nodes: Tensor, _bias: Tensor, weight_in: Tenso
     return _empty_like(x), leaf, x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    losses = logits.new_empty(labels.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return losses, torch.empty_like(losses)
+
+
 def _leaves_backward_weights(grad: Tensor, x: Tensor, leaf: Tensor, z: Tensor, _: Tensor, leaves: int) -> Any:
     weight = x.new_empty(leaves, z.shape[1], x.shape[-1])
     return weight, weight[..., 0].clone(), torch.empty_like(weight), weight[:, 0].clone()
@@ -53,6 +58,8 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "leaves_with_path": _leaves_with_path,
     "leaves_backward_tokens": lambda grad, _in, _out, _leaf, z: tuple(torch.empty_like(t) for t in (grad, z, z)),
     "leaves_backward_weights": _leaves_backward_weights,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_backward": lambda grad, logits, *_: _empty_like(logits),
     "attention": lambda qkv, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3),
     "rotate_": lambda *_: None,
     "linear_int8": lambda x, _, scale, dtype: x.new_empty(*x.shape[:-1], scale.shape[0], dtype=dtype),
@@ -81,8 +88,11 @@ def register() -> None:
     torch.library.register_autograd(
         "ultrafastbert::leaves_with_path", _leaves_backward, setup_context=_save_for_leaves_backward
     )
+    torch.library.register_autograd(
+        "ultrafastbert::cross_entropy", _cross_entropy_backward, setup_context=_save_for_cross_entropy_backward
+    )
     backward = ("backward_tokens", "backward_weights")
-    for name in (*backward, *(f"leaves_{name}" for name in backward)):
+    for name in (*backward, *(f"leaves_{name}" for name in backward), "cross_entropy_backward"):
         torch.library.register_autograd(f"ultrafastbert::{name}", _no_second_derivative)
 
 
@@ -116,6 +126,15 @@ def _leaves_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, .
     if not any(ctx.needs_input_grad[3:]):
         return grad_x, *[None] * 6
     return grad_x, None, None, *operators.leaves_backward_weights(grad, x, leaf, *by_neuron, len(weight_in))
+
+
+def _save_for_cross_entropy_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _cross_entropy_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, None]:
+    return torch.ops.ultrafastbert.cross_entropy_backward(grad, *ctx.saved_tensors), None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
