@@ -1,6 +1,7 @@
 """Small models of every kind that can be served, and servers of them in this process and in others."""
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,8 @@ from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 from tests.conftest import LENGTH, VOCAB
-from tests.export.helpers import make, save
+from tests.export.helpers import make
+from tests.test_modeling_libraries import tokenizer
 from ultrafastbert.serving.app import create_app
 from ultrafastbert.serving.arguments import ServeArguments
 from ultrafastbert.serving.engine import load_engine
@@ -36,7 +38,12 @@ def save_encoder(directory, tokenizer, head="UltraFastBertModel", **options):
 
 def save_classifier(directory, **options):
     """A model that classifies pairs, whose tokenizer has token types and special tokens."""
-    return str(save(make("UltraFastBertForSequenceClassification", type_vocab_size=2, **options), directory))
+    make("UltraFastBertForSequenceClassification", type_vocab_size=2, **options).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+    settings = Path(directory) / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}  # as for BERT
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | names))
+    return str(directory)
 
 
 def arguments_for(directory, **options):

@@ -100,6 +100,7 @@ def test_a_classifier_has_the_logits_of_the_model(classifier, options):
     texts = ["the cat sat", ("a dog", "the dog ran on a mat"), ("the cat", "a dog")]
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(classifier).eval(), engine.tokenizer
     results = engine.run(engine.encode(texts))
+    assert [set(text.token_type_ids) for text in engine.encode(texts)] == [{0}, {0, 1}, {0, 1}]
     for text, logits in zip(texts, results, strict=True):
         pair = text if isinstance(text, tuple) else (text,)
         with torch.no_grad():
