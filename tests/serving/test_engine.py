@@ -10,6 +10,7 @@ from tests.export.helpers import make, save
 from tests.inference.test_optimize import needs_native
 from tests.serving.helpers import EXACT, TEXTS, save_encoder
 from ultrafastbert import optimize_for_inference
+from ultrafastbert.conversion.encoder import convert_encoder
 from ultrafastbert.serving.arguments import ServeArguments
 from ultrafastbert.serving.engine import Embedder, MaskFiller, load_engine
 from ultrafastbert.utils.errors import UserError
@@ -78,6 +79,28 @@ def test_a_model_of_sentence_transformers_embeds_as_it_does(sentences):
     truncated = engine.encode(["w1 " * 20], truncate=True)
     assert truncated[0].length == 9
     np.testing.assert_allclose(engine.run(truncated)[0], model.encode("w1 " * 20, prompt=""), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_converted_model_embeds_as_the_original(family, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    bert_family.write(tmp_path / "encoder", family, "Model")
+    modules = [Transformer(str(tmp_path / "encoder"), max_seq_length=18), Pooling(24, "mean"), Normalize()]
+    original = sentence_transformers.SentenceTransformer(modules=modules, device="cpu")
+    original.save(str(tmp_path / "original"))
+    with pytest.raises(
+        UserError, match=r"original has no encoder of this package; convert it first: ultrafastbert con"
+    ):
+        load(tmp_path / "original")
+    convert_encoder(tmp_path / "original", tmp_path / "converted")
+    engine = load(tmp_path / "converted", **EXACT)
+    texts = ["the tin hat", "a", "those three short lines are rather long", "hot"]
+    encoded = engine.encode(texts, truncate=True)
+    assert engine.max_length == 18 and max(text.length for text in encoded) == 18
+    vectors = torch.stack(engine.run(encoded)).numpy()
+    np.testing.assert_allclose(vectors, original.encode(texts), atol=1e-5)
 
 
 @needs_native
