@@ -74,7 +74,7 @@ def test_a_model_of_sentence_transformers_embeds_as_it_does(sentences):
     model, directory, options = sentences
     engine = load(directory, **options)
     assert isinstance(engine, Embedder) and engine.dimensions == 6 and engine.max_length == 9
-    assert (engine.prompts, engine.default_prompt) == ({"query": "w30 "}, "w30 ")
+    assert (engine.prompts, engine.default_prompt) == ({"query": "w30 ", "document": ""}, "w30 ")
     np.testing.assert_allclose(embed(engine, TEXTS), model.encode(TEXTS, prompt=""), atol=1e-5)
     truncated = engine.encode(["w1 " * 20], truncate=True)
     assert truncated[0].length == 9

@@ -304,7 +304,7 @@ def _load_sentence_transformer(name: str, arguments: ServeArguments) -> Engine:
         ),
         dimensions=sentences.get_embedding_dimension(),
     )
-    engine.prompts = {key: text for key, text in sentences.prompts.items() if text}
+    engine.prompts = dict(sentences.prompts)
     engine.default_prompt = engine.prompts.get(sentences.default_prompt_name or "", "")
     return engine
 
