@@ -55,10 +55,10 @@ def test_all_backends_pass_the_check(dtype, hidden, trees, depth):
     ],
 )
 def test_wrong_backends_are_dropped(monkeypatch, timed, fff, named):
-    monkeypatch.setitem(ops.BACKENDS, "fast", SimpleNamespace(fff=fff))
-    timed["fast"] = 0.1
-    measured = backend.measure_backends(model(FFF(16, 5)), 64, torch.float32, ["gather", "fast"])
-    assert measured["1x5"]["gather"] == 2.0 and named in measured["1x5"]["fast"]
+    monkeypatch.setitem(ops.BACKENDS, "blocked", SimpleNamespace(fff=fff))
+    timed["blocked"] = 0.1
+    measured = backend.measure_backends(model(FFF(16, 5)), 64, torch.float32, ["gather", "blocked"])
+    assert measured["1x5"]["gather"] == 2.0 and named in measured["1x5"]["blocked"]
     assert backend.fastest(measured) == {"1x5": "gather"}
 
 
@@ -68,13 +68,13 @@ def test_failing_backends_are_dropped(monkeypatch, timed):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore than there is")
         return reference.fff(x, weight_in, bias_in, weight_out)
 
-    monkeypatch.setitem(ops.BACKENDS, "large", SimpleNamespace(fff=fff))
+    monkeypatch.setitem(ops.BACKENDS, "blocked", SimpleNamespace(fff=fff))
     layers = model(FFF(16, 3))
-    measured = backend.measure_backends(layers, 600, torch.float32, ["large", "gather"])
-    assert measured["1x3"]["large"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate"
-    assert backend.describe(measured["1x3"]) == f"large: {measured['1x3']['large']}, gather 2e+03 ms"
+    measured = backend.measure_backends(layers, 600, torch.float32, ["blocked", "gather"])
+    assert measured["1x3"]["blocked"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate"
+    assert backend.describe(measured["1x3"]) == f"blocked: {measured['1x3']['blocked']}, gather 2e+03 ms"
     with pytest.raises(RuntimeError, match="no backend computes trees of 1x3 here.*out of memory"):
-        backend.fastest(backend.measure_backends(layers, 600, torch.float32, ["large"]))
+        backend.fastest(backend.measure_backends(layers, 600, torch.float32, ["blocked"]))
 
 
 def test_layers_get_the_fastest_backend_of_their_size(timed):
