@@ -10,6 +10,7 @@ import ultrafastbert
 PACKAGE = Path(ultrafastbert.__file__).parent
 STOREYS = [
     {"cli", "__main__", "commands"},
+    {"pages"},
     {"benchmarks", "distillation", "experiments", "inspection"},
     {"pretraining", "finetuning", "conversion", "export", "serving"},
     {"runs", "inference"},

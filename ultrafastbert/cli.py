@@ -87,6 +87,11 @@ COMMANDS = {
         "commands.plot:plot",
         "commands.plot:PlotArguments",
     ),
+    "report": Command(
+        "Write a page that shows pretraining runs: charts, sample fills, settings.",
+        "commands.report:report",
+        "commands.report:ReportArguments",
+    ),
     "export": Command(
         "Export a model: export hub | onnx | aoti.",
         "",

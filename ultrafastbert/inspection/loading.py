@@ -115,18 +115,27 @@ def _load_pretrained(name: str) -> Encoder:
 
 
 def _load_checkpoint(name: str) -> Encoder:
-    path = Path(name)
+    model, tokenizer, tokens = load_checkpoint(Path(name))
+    return Encoder(name, model.model, tokenizer, tokens)
+
+
+def load_checkpoint(path: Path) -> tuple[UltraFastBertForMaskedLM, PreTrainedTokenizerBase, int]:
+    """The masked language model of a checkpoint of pretraining, its tokenizer, and the tokens that it has seen.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer cannot be loaded.
+    """
     content = read_checkpoint(path)
     if "config" not in content:
         content |= _facts_missing_in_version_0_1(path, content)
     model = UltraFastBertForMaskedLM(UltraFastBertConfig.from_dict(content["config"]))
-    with _errors_begin(f"checkpoint {name} cannot be loaded"):
+    with _errors_begin(f"checkpoint {path} cannot be loaded"):
         load_model(model, path / "model.safetensors")
     final = run_of(path) / FINAL
     directory = final if final.is_dir() else _open_data(path, content).tokenizer_directory
     with _errors_begin(f"checkpoint {path} needs the tokenizer in {directory}, which cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    return Encoder(name, model.model, tokenizer, content["progress"]["tokens"])
+    return model, tokenizer, content["progress"]["tokens"]
 
 
 def _open_data(checkpoint: Path, content: dict) -> PackedData:

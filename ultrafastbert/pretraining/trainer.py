@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils.logging import disable_progress_bar
 
+import ultrafastbert
 from ultrafastbert.configuration_ultrafastbert import UltraFastBertConfig
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertForMaskedLM
 from ultrafastbert.pretraining.arguments import PretrainArguments
@@ -39,14 +40,17 @@ from ultrafastbert.runs.checkpoints import CheckpointError, find_checkpoint
 from ultrafastbert.runs.directory import (
     CHECKPOINTS,
     FINAL,
+    STARTS,
     check_disk,
     find_start,
     move_aside,
     open_run_directory,
     set_aside,
 )
+from ultrafastbert.runs.environment import environment
 from ultrafastbert.runs.interrupts import Interrupt
 from ultrafastbert.runs.precision import uses_bf16
+from ultrafastbert.runs.starts import record_start
 from ultrafastbert.utils.errors import Interrupted, UserError
 from ultrafastbert.utils.hardware import memory_size
 
@@ -130,6 +134,7 @@ class Trainer:
     def run(self) -> Path:
         """Trains until the budget is spent; see `pretrain`."""
         self.checkpointer.write_config()
+        self._record_start()
         self.reporter.start()
         self.clock_start = time.monotonic() - self.progress.seconds
         evaluation = None
@@ -155,6 +160,15 @@ class Trainer:
             self.step.release()
             self.accelerator.end_training()
         return final
+
+    def _record_start(self) -> None:
+        """Writes where the run starts or resumes, and on what, for people who look at it later."""
+        if self.accelerator.is_main_process:
+            start = {"step": self.progress.step, "processes": self.accelerator.num_processes}
+            start |= {"precision": "bf16" if self.step.in_bf16 else "fp32", "backends": self.progress.backends}
+            start |= {"ultrafastbert": ultrafastbert.__version__}
+            start |= environment(self.accelerator.device, "transformers")
+            record_start(Path(self.arguments.output_dir) / STARTS, start)
 
     def _grow(self, fraction: float) -> None:
         """Makes the decisions of trees with leaves."""

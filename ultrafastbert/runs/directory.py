@@ -25,7 +25,8 @@ FINAL = "final"
 PLOTS = "plots"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
-NAMES = [CHECKPOINTS, FINAL, PLOTS, METRICS, CONFIG]
+STARTS = "starts.jsonl"
+NAMES = [CHECKPOINTS, FINAL, PLOTS, METRICS, CONFIG, STARTS]
 """All that a run writes in its directory."""
 
 TRAINING_RECORD = "pretraining.json"
