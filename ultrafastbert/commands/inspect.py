@@ -5,13 +5,15 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ultrafastbert.inspection.explore import Exploration, choose_models
 from ultrafastbert.inspection.loading import find_models, load_encoder, read_texts
-from ultrafastbert.inspection.summary import sizes, summarize, trace
+from ultrafastbert.inspection.summary import sizes, summarize_with_statistics, trace
 from ultrafastbert.inspection.summary_figures import draw_over_training, draw_summary
 from ultrafastbert.inspection.summary_text import render_over_training, render_summary
+from ultrafastbert.pages.explorer import render_explorer
 from ultrafastbert.utils.errors import UserError
 from ultrafastbert.utils.files import write_atomically
-from ultrafastbert.utils.validation import POSITIVE, check_fields
+from ultrafastbert.utils.validation import NOT_EMPTY, POSITIVE, check_fields
 
 
 @dataclass
@@ -42,38 +44,52 @@ class InspectArguments:
     """How many of the fullest leaves of each layer to show."""
     output_dir: str = "out/inspect"
     """Directory of the picture, trees.png, and of all numbers, trees.json. Older files are replaced."""
+    html: str | None = None
+    """File of a page to explore the texts with: the path of each token, the tokens of each leaf, two models side by
+    side. [null: no page]"""
 
     def __post_init__(self):
         check_fields(self, POSITIVE, "max_texts", "leaves")
+        check_fields(self, NOT_EMPTY, "html")
 
 
 def inspect(arguments: InspectArguments) -> None:
-    """Prints what the trees of an encoder do with texts, and writes it as a picture and as JSON.
+    """Prints what the trees of an encoder do with texts, and writes it as a picture, as JSON and, with `html`, a page.
 
     Shows the leaf of each token of a `--text`, the most frequent tokens of the fullest leaves, how evenly leaves are
     used and how hard the decisions are. For several models, such as the checkpoints of a run, it shows how these
     change, and the last model in full.
 
     Raises:
-        UserError: a model or file cannot be read, models have different trees, there is no text, or the output
-            directory cannot be written.
+        UserError: a model or file cannot be read, models have different trees or, with `html`, tokenizers, there is no
+            text, or the output directory or the page cannot be written.
     """
     texts = _read_texts(arguments)
     output = Path(arguments.output_dir)
     picture, numbers = output / "trees.png", output / "trees.json"
     _check_writable(output, picture, numbers)
+    page = Path(arguments.html) if arguments.html else None
+    if page is not None:
+        _check_writable(page.parent, page, option="html")
+    names = find_models(arguments.models)
+    explored, remarks = choose_models(names)
+    exploration = Exploration(texts, len(explored), remarks=remarks)
     summaries = []
-    for name in find_models(arguments.models):
+    for name in names:
         encoder = load_encoder(name)
-        summaries.append(summarize(encoder, texts, arguments.leaves))
+        summary, statistics = summarize_with_statistics(encoder, texts, arguments.leaves)
+        summaries.append(summary)
         if sizes(summaries[-1]) != sizes(summaries[0]):
             raise UserError(
                 f"model {name} has other trees than {summaries[0]['model']}; models to compare should have the same"
                 " number of layers, and layers the same trees"
             )
+        if page is not None and name in explored:
+            exploration.add(encoder, summary, statistics)
     traces = [trace(encoder, text) for text in arguments.text]  # of the last model
 
-    parts = [render_summary(summaries[-1], traces), f"Written: {picture}, {numbers}"]
+    written = ", ".join(map(str, (picture, numbers) if page is None else (picture, numbers, page)))
+    parts = [render_summary(summaries[-1], traces), f"Written: {written}"]
     try:
         if len(summaries) == 1:
             draw_summary(summaries[0], picture)
@@ -81,6 +97,8 @@ def inspect(arguments: InspectArguments) -> None:
             draw_over_training(summaries, picture)
             parts.insert(0, render_over_training(summaries))
         write_atomically(numbers, json.dumps({"models": summaries, "traces": traces}) + "\n")
+        if page is not None:
+            write_atomically(page, render_explorer(exploration.to_dict()))
     except OSError as error:
         raise UserError(f"the results cannot be written: {error}") from error
     print("\n\n".join(parts), flush=True)
@@ -97,13 +115,13 @@ def _read_texts(arguments: InspectArguments) -> list[str]:
     return texts
 
 
-def _check_writable(directory: Path, *files: Path) -> None:
+def _check_writable(directory: Path, *files: Path, option: str = "output_dir") -> None:
     """Creates the directory of the files, and tests that they can be written, before the work is done."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
-        raise UserError(f"output_dir {directory} cannot be written: {error}") from error
+        raise UserError(f"{option} {directory} cannot be written: {error}") from error
     for file in files:
         if file.is_dir():
             raise UserError(f"{file} is a directory; it should be a file, or not exist")

@@ -34,7 +34,8 @@ class ReportArguments:
     texts: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "texts with one [MASK] each, which the models that a run still has fill; a few sentences by default",
+            "help": "texts with one [MASK] each, which the models that a run still has fill; by default a few"
+            " sentences",
             "nargs": "+",
         },
     )

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ultrafastbert.inspection.regions import decision_logits
 from ultrafastbert.layers.soft import decision_entropy
-from ultrafastbert.layers.usage import LeafCounter, leaves, observe_inputs, tree_layers
+from ultrafastbert.layers.usage import LeafCounter, observe_inputs, tree_layers
 
 NEAR_ZERO = 0.1
 """A decision is near zero if its logit is closer to 0 than this: rounding or a small change may turn it."""
@@ -106,13 +106,14 @@ class _PairCounter:
         return self.keys[some], self.counts[some]
 
     def _merge(self) -> None:
-        keys, counts = torch.cat(self._waiting or [self.keys[:0]]).unique(return_counts=True)
+        if not self._waiting:
+            return
+        keys, counts = torch.cat(self._waiting).unique(return_counts=True)
         self.keys, place = torch.cat([self.keys, keys]).unique(return_inverse=True)
         self.counts = torch.zeros_like(self.keys).index_add_(0, place, torch.cat([self.counts, counts]))
         self._waiting = []
 
 
-@torch.no_grad()
 def leaves_of_tokens(model: nn.Module, **inputs: Any) -> list[torch.Tensor]:
     """The leaf of every token in each layer of trees: int64 `(texts, tokens, trees)` per layer.
 
@@ -120,11 +121,30 @@ def leaves_of_tokens(model: nn.Module, **inputs: Any) -> list[torch.Tensor]:
         model: an encoder, with a head or without.
         inputs: from the tokenizer, tensors `(texts, tokens)`. Padding gets leaves too.
     """
+    return [leaf for leaf, _ in decisions_of_tokens(model, **inputs)]
+
+
+@torch.no_grad()
+def decisions_of_tokens(model: nn.Module, **inputs: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The path of every token in each layer of trees, by its leaf and the logits of its decisions.
+
+    Args:
+        model: an encoder, with a head or without.
+        inputs: from the tokenizer, tensors `(texts, tokens)`. Padding gets paths too.
+
+    Returns:
+        For each layer, int64 `(texts, tokens, trees)`, the leaves, and `(texts, tokens, trees, depth)`, the logits. A
+        token goes to the right where the logit is greater than 0, up to rounding.
+    """
     layers = tree_layers(model)
-    found: dict[int, torch.Tensor] = {}
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def observe(index: int, x: torch.Tensor) -> None:
-        found[index] = leaves(layers[index], x)
+        layer, shape = layers[index], x.shape[:-1]
+        path = layer.route(x.flatten(0, -2))  # (tokens, trees, depth + 1)
+        leaf = path[..., -1] - (2**layer.depth - 1)
+        logits = decision_logits(layer, x.flatten(0, -2), path)
+        found[index] = leaf.unflatten(0, shape), logits.unflatten(0, shape)
 
     with observe_inputs(layers, observe):
         model(**inputs)

@@ -19,6 +19,15 @@ TOKENS_OF_A_LEAF = 8
 
 
 def summarize(encoder: Encoder, texts: list[str], fullest: int) -> dict:
+    """Runs an encoder on texts and summarizes what its trees do with them; `summarize_with_statistics` without these.
+
+    Raises:
+        UserError: texts without any token.
+    """
+    return summarize_with_statistics(encoder, texts, fullest)[0]
+
+
+def summarize_with_statistics(encoder: Encoder, texts: list[str], fullest: int) -> tuple[dict, TreeStatistics]:
     """Runs an encoder on texts and summarizes what its trees do with them.
 
     Args:
@@ -27,8 +36,9 @@ def summarize(encoder: Encoder, texts: list[str], fullest: int) -> dict:
         fullest: how many of the fullest leaves of each layer to describe.
 
     Returns:
-        JSON types: `model`, `pretraining_tokens`, `texts`, `cut` (how many texts were), `tokens` (that were counted)
-        and `layers`, each with
+        The summary and the statistics that it is made from. The summary has JSON types:
+        `model`, `pretraining_tokens`, `texts`, `cut` (how many texts were), `tokens` (that were counted) and `layers`,
+        each with
 
         - `trees`, `depth`, `leaf_size` (None where every node is a neuron);
         - `dead_leaves`, `leaf_counts` `(trees, leaves)`;
@@ -50,7 +60,7 @@ def summarize(encoder: Encoder, texts: list[str], fullest: int) -> dict:
     for batch in track(evaluation_batches(encoded.lengths, batch_size=16), encoder.name, "batch", leave=False):
         inputs = encoded.batch(batch)
         statistics.run(inputs["input_ids"], inputs["attention_mask"])
-    return {
+    summary = {
         "model": encoder.name,
         "pretraining_tokens": encoder.tokens,
         "texts": len(texts),
@@ -58,6 +68,7 @@ def summarize(encoder: Encoder, texts: list[str], fullest: int) -> dict:
         "tokens": int(statistics.token_counts.sum()),
         "layers": [_layer(statistics, index, encoder, fullest) for index in range(len(statistics.layers))],
     }
+    return summary, statistics
 
 
 def _layer(statistics: TreeStatistics, index: int, encoder: Encoder, fullest: int) -> dict:
@@ -83,7 +94,7 @@ def _layer(statistics: TreeStatistics, index: int, encoder: Encoder, fullest: in
         ],
         "mean_decision_entropy": (entropies.sum() / sum(decided)).item(),
         "mean_near_zero": (near_zero.sum() / sum(decided)).item(),
-        "fullest": [_leaf(statistics, index, encoder, *place) for place in _fullest(counts, fullest)],
+        "fullest": [describe_leaf(statistics, index, encoder, *place) for place in _fullest(counts, fullest)],
     }
 
 
@@ -98,7 +109,8 @@ def _fullest(counts: torch.Tensor, most: int) -> list[tuple[int, int]]:
     return [(tree, leaf) for tree, leaf in places if counts[tree, leaf]]
 
 
-def _leaf(statistics: TreeStatistics, index: int, encoder: Encoder, tree: int, leaf: int) -> dict:
+def describe_leaf(statistics: TreeStatistics, index: int, encoder: Encoder, tree: int, leaf: int) -> dict:
+    """The tokens at a leaf of a layer: an entry of `fullest`, as `summarize` gives it."""
     ids, counts = (values[:TOKENS_OF_A_LEAF] for values in statistics.tokens_at(index, tree, leaf))
     fractions = counts / statistics.token_counts[ids]
     tokens = encoder.tokenizer.convert_ids_to_tokens(ids.tolist())

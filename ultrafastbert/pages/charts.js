@@ -8,7 +8,7 @@
   let axis = "step";
 
   function make(tag, attributes = {}, text = null) {
-    const svg = ["svg", "path", "line", "text", "circle", "g"].includes(tag);
+    const svg = ["svg", "path", "line", "text", "circle", "g", "clipPath", "rect"].includes(tag);
     const made = svg ? document.createElementNS(NAMESPACE, tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     if (text !== null) made.textContent = text;
@@ -26,12 +26,16 @@
     if (size >= 1e-3 || value === 0) return `${+value.toPrecision(4)}`;
     return value.toExponential(2);
   }
-  const tick = (value, kind) => kind === "percent" ? `${+(100 * value).toPrecision(3)} %` : format(+value.toPrecision(6));
+  function tick(value, kind) {
+    if (kind === "percent") return `${+(100 * value).toPrecision(3)} %`;
+    const size = Math.abs(value);
+    return size >= 1e3 && size < 1e6 ? `${+(value / 1e3).toPrecision(6)}k` : format(+value.toPrecision(6));
+  }
 
   // Round values between two numbers, about `count` of them
   function ticks(low, high, count) {
     const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+    const step = [1, 2, 5, 10].find((factor) => factor * power >= 0.75 * rough) * power;
     const found = [];
     for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
     return found;
@@ -87,7 +91,8 @@
         item.append(swatch, reference.name);
         this.legend.append(item);
       }
-      place.append(this.plot, this.readout, this.legend);
+      this.remark = make("p", { class: "remark" });
+      place.append(this.plot, this.readout, this.legend, this.remark);
       this.plot.addEventListener("pointermove", (event) => this.point(event));
       this.plot.addEventListener("pointerdown", (event) => this.point(event));
       this.plot.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse" && document.activeElement !== this.plot) this.show(null); });
@@ -117,6 +122,12 @@
       this.unit = scaled;
       let low = chart.zero ? Math.min(0, ...values) : Math.min(...values), high = Math.max(...values);
       if (high === low) { high += Math.abs(high) * 0.1 || 1; if (!chart.zero) low -= Math.abs(low) * 0.1 || 1; }
+      // A few large values at the start would flatten all others: they are beyond the top, and the remark says so.
+      const sorted = values.slice().sort((a, b) => a - b), most = sorted[Math.floor(0.98 * (sorted.length - 1))];
+      const end = Math.max(most, ...chart.references.map((one) => one.value));
+      const cut = chart.cut && high - low > 1.5 * (end - low);
+      this.remark.textContent = cut ? `Values up to ${format(high, chart.format)} are above the top of the chart.` : "";
+      if (cut) high = end;
       high += (high - low) * 0.04;
       if (!chart.zero) low -= (high - low) * 0.04;
       let first = this.xs[0], last = this.xs[this.xs.length - 1];
@@ -129,12 +140,16 @@
         svg.append(make("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, tick(value, chart.format)));
       }
       const bottom = HEIGHT - BOTTOM;
-      for (const value of ticks(first / scaled.scale, last / scaled.scale, Math.max(2, Math.floor(width / 110)))) {
+      for (const value of ticks(first / scaled.scale, last / scaled.scale, Math.max(3, Math.floor(width / 90)))) {
         const x = this.x(value * scaled.scale);
         svg.append(make("line", { class: "grid", x1: x, x2: x, y1: bottom, y2: bottom + 4 }));
         const anchor = x > width - RIGHT - 20 ? "end" : "middle";
         svg.append(make("text", { x, y: bottom + 17, "text-anchor": anchor }, tick(value)));
       }
+      const clip = make("clipPath", { id: `clip-${chart.id}` });
+      clip.append(make("rect", { x: LEFT - 6, y: TOP, width: width - LEFT - RIGHT + 12, height: HEIGHT - TOP - BOTTOM + 6 }));
+      const lines = make("g", { "clip-path": `url(#clip-${chart.id})` });
+      svg.append(clip, lines);
       svg.append(make("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, scaled.name));
       for (const { value } of chart.references) {
         svg.append(make("line", { class: "reference", x1: LEFT, x2: width - RIGHT, y1: this.y(value), y2: this.y(value) }));
@@ -143,12 +158,12 @@
         const list = this.lists[i];
         const path = make("path", { d: list.map(([x, y], n) => `${n ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`).join("") });
         look(series, path, chart);
-        svg.append(path);
+        lines.append(path);
         if (list.length === 1 || (series.group === "validation" && list.length * 12 < width)) {
           const dots = make("g");
           look(series, dots, chart);
           for (const [x, y] of list) dots.append(make("circle", { cx: this.x(x), cy: this.y(y), r: 2.5 }));
-          svg.append(dots);
+          lines.append(dots);
         }
       });
       this.cursor = make("g");
@@ -177,7 +192,7 @@
       this.at = at;
       if (this.cursor) this.cursor.replaceChildren();
       if (at === null || !this.xs.length) {
-        this.readout.textContent = "Point, touch, or use the arrow keys to read values.";
+        this.readout.textContent = "";
         this.values.forEach((value) => { value.textContent = ""; });
         this.plot.setAttribute("aria-valuenow", Math.max(0, this.xs.length - 1));
         this.plot.setAttribute("aria-valuetext", "no value chosen");
@@ -198,7 +213,7 @@
         spoken.push(`${series.name} ${format(y, this.chart.format)}`);
         const dot = make("g");
         look(series, dot, this.chart);
-        dot.append(make("circle", { cx: this.x(pointX), cy: this.y(y), r: 4 }));
+        dot.append(make("circle", { cx: this.x(pointX), cy: Math.max(TOP, this.y(y)), r: 4 }));
         this.cursor.append(dot);
       });
       this.readout.textContent = `At ${place}:`;

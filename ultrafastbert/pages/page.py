@@ -47,7 +47,9 @@ def join(*content: object) -> Html:
 def table(header: list[str], rows: list[list[str]], label: str) -> Html:
     """A table in a box that scrolls by itself if the table is wider than the page, also with the keyboard."""
     head = element("tr", *(element("th", cell, scope="col") for cell in header))
-    body = [element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows]
+    body = [
+        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
+    ]
     content = element("table", element("thead", head), element("tbody", *body))
     return element("div", content, class_="wide", tabindex="0", role="region", aria_label=label)
 
@@ -77,7 +79,11 @@ def build_page(title: str, body: Html, data: Any, *scripts: str) -> bytes:
         element("title", title),
         element("style", Html(style)),
     ]
-    parts = [element("head", *head), "\n", element("body", body, "\n", _data(data), "\n", element("script", Html(script)))]
+    parts = [
+        element("head", *head),
+        "\n",
+        element("body", body, "\n", _data(data), "\n", element("script", Html(script))),
+    ]
     page = f"<!DOCTYPE html>\n{element('html', *parts, lang='en')}\n"
     return page.encode(errors="replace")  # a path or an option may have bytes that are not UTF-8
 

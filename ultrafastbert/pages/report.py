@@ -28,12 +28,20 @@ CHARTS = {
         {"validation_accuracy": ""},
     ),
     "lr": ("Learning rate", "of the last step", "number", True, {"lr": ""}),
-    "throughput": ("Throughput", "tokens/s, without validation and checkpoints", "number", True, {"tokens_per_second": ""}),
+    "throughput": (
+        "Throughput",
+        "tokens/s, without validation and checkpoints",
+        "number",
+        True,
+        {"tokens_per_second": ""},
+    ),
     "batch": ("Batch size", "sequences", "number", True, {"batch_size": ""}),
     "gradient": ("Gradient norm", "before clipping", "number", True, {"gradient_norm": ""}),
     "mfu": ("Model FLOPs utilization", "fraction of the GPU's peak", "percent", True, {"mfu": ""}),
 }
-"""Charts with a line for each run: title, unit, format, whether the axis begins at zero, and fields with their names."""
+"""Charts with a line for each run: title, unit, format, whether the axis begins at zero, and the fields' names."""
+CUT = ("loss", "gradient")
+"""Charts whose first values are much larger than all others, and may be above the top."""
 LAYER_CHARTS = {
     "leaves_used": ("Leaves used by layer", "leaves that a validation token reached", "percent"),
     "leaf_entropy": ("Evenness of leaf use by layer", "entropy, 0: one leaf, 1: even", "number"),
@@ -62,11 +70,11 @@ def render_report(runs: list[Run], fills: list[dict[str, Any]], texts: list[str]
     """
     data = build_data(runs)
     title = f"Pretraining: {', '.join(run.name for run in runs)}"
-    charts = {chart["id"]: _render_chart(chart, data, runs) for chart in data["charts"]}
+    charts = [_render_chart(chart, runs) for chart in data["charts"]]
     sections = [
         element("header", element("h1", title), _render_missing(runs, data)),
         _section("Results", _render_facts(runs)),
-        _section("Over time", _render_axis(), *charts.values()) if charts else Html(""),
+        _section("Over time", _render_axis(), element("div", *charts, class_="charts")) if charts else Html(""),
         _section("Sample fills", _render_fills(runs, fills, texts)),
         _section("Events", *(_render_events(run, len(runs) > 1) for run in runs)),
         _section("Settings that differ from the defaults", _render_settings(runs)),
@@ -81,7 +89,7 @@ def build_data(runs: list[Run]) -> dict[str, Any]:
     charts = []
     for id, (title, unit, layout, zero, fields) in CHARTS.items():
         series = [
-            _series(index, group, field, name=": ".join(filter(None, (run["name"], label))))
+            _series(index, group, field, _name(run["name"] if len(runs) > 1 else "", label) or run["name"])
             for index, run in enumerate(columned)
             for field, label in fields.items()
             for group in ("training", "validation")
@@ -101,6 +109,10 @@ def build_data(runs: list[Run]) -> dict[str, Any]:
     return {"runs": columned, "charts": charts}
 
 
+def _name(*parts: str) -> str:
+    return ": ".join(filter(None, parts))
+
+
 def _series(run: int, group: str, field: str, name: str, layer: int | None = None) -> dict[str, Any]:
     return {"run": run, "group": group, "field": field, "name": name, "layer": layer}
 
@@ -108,7 +120,7 @@ def _series(run: int, group: str, field: str, name: str, layer: int | None = Non
 def _chart(
     id: str, title: str, unit: str, layout: str, zero: bool, series: list[dict], references: list[dict]
 ) -> dict[str, Any]:
-    chart = {"id": id, "title": title, "unit": unit, "format": layout, "zero": zero}
+    chart = {"id": id, "title": title, "unit": unit, "format": layout, "zero": zero, "cut": id in CUT}
     return chart | {"series": series, "references": references}
 
 
@@ -128,7 +140,9 @@ def _render_missing(runs: list[Run], data: dict[str, Any]) -> Html:
         drawn, there = len(shown["training"].get("step", [])), len(run.training)
         if drawn < there:
             kept = "the least and the greatest loss of each interval"
-            lines.append(f"{run.name}: {drawn:,} of {there:,} training lines are in this page: {kept}, at most {MOST_LINES:,}.")
+            lines.append(
+                f"{run.name}: {drawn:,} of {there:,} training lines are in this page: {kept}, at most {MOST_LINES:,}."
+            )
     return notes(lines, "What is missing")
 
 
@@ -145,16 +159,15 @@ def _render_axis() -> Html:
     """The choice of the horizontal axis, for all charts."""
     choices = {"step": "steps", "seconds": "time", "tokens": "tokens"}
     buttons = [
-        element(
-            "label", element("input", type="radio", name="axis", value=value, checked=value == "step"), f" {name}"
-        )
+        element("label", element("input", type="radio", name="axis", value=value, checked=value == "step"), f" {name}")
         for value, name in choices.items()
     ]
     note = element("noscript", element("p", "The charts need JavaScript; the tables below have their numbers."))
-    return join(element("fieldset", element("legend", "Horizontal axis"), *buttons, class_="axis"), note)
+    how = element("p", "Point at a chart, touch it, or use the arrow keys on it to read its values.", class_="muted")
+    return join(element("fieldset", element("legend", "Horizontal axis"), *buttons, class_="axis"), how, note)
 
 
-def _render_chart(chart: dict[str, Any], data: dict[str, Any], runs: list[Run]) -> Html:
+def _render_chart(chart: dict[str, Any], runs: list[Run]) -> Html:
     """The place of a chart, which the script fills, and its numbers as a table."""
     title, tables = chart["title"], []
     for index, run in enumerate(runs):

@@ -148,7 +148,9 @@ def _read_starts(run: Run) -> None:
     path, broken = run.directory / STARTS, []
     run.starts = read_starts(path, broken)
     if broken:
-        run.notes.append(f"{STARTS} is damaged in line {', '.join(map(str, broken))}; these starts are not in this page.")
+        run.notes.append(
+            f"{STARTS} is damaged in line {', '.join(map(str, broken))}; these starts are not in this page."
+        )
     if not path.exists():
         run.notes.append(f"{STARTS} is missing: the device, and when the run was resumed, are not known.")
 
@@ -319,12 +321,18 @@ def settings_that_differ(runs: list[Run]) -> list[list[str]]:
     defaults = json.loads(json.dumps(defaults | {"seed": 0}))
     changed = []
     for run in runs:
-        settings = {name: value for name, value in (run.settings or {}).items() if name not in ("output_dir", "resume")}
-        changed.append({
-            name: (default, value)
-            for name, (default, value) in changed_settings(defaults, settings).items()
-            if value is not None or default is None  # an option that an older run lacks had its default
-        } if run.settings is not None else None)
+        settings = {
+            name: value for name, value in (run.settings or {}).items() if name not in ("output_dir", "resume")
+        }
+        changed.append(
+            {
+                name: (default, value)
+                for name, (default, value) in changed_settings(defaults, settings).items()
+                if value is not None or default is None  # an option that an older run lacks had its default
+            }
+            if run.settings is not None
+            else None
+        )
     rows = []
     for name in sorted({name for changes in changed for name in changes or {}}):
         default = next(changes[name][0] for changes in changed if changes and name in changes)
