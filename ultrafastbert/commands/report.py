@@ -63,6 +63,8 @@ def report(arguments: ReportArguments) -> None:
         if (masks := text.count(MASK)) != 1:
             raise UserError(f"text {text!r} has {masks} masks; it should have one {MASK} in place of the word to fill")
     output = Path(arguments.output) if arguments.output else paths[0] / "report.html"
+    if output.is_dir():
+        raise UserError(f"output {output} is a directory; it should be a file, or not exist")
     runs = [read_run(path, name) for name, path in named.items()]
     fills = []
     for path in paths if arguments.fills else []:
