@@ -69,6 +69,7 @@ def check_help(argv, command, capsys):
         "convert",
         "predict",
         "serve",
+        "report",  # its output is a file
     )  # one name for one thing
     assert callable(cli._load(command.function))
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from ultrafastbert import UltraFastBertConfig
 from ultrafastbert.finetuning.arguments import OwnDataArguments
 from ultrafastbert.finetuning.data.tables import load_table
+from ultrafastbert.pages.report import render_report
+from ultrafastbert.pages.run import BY_LAYER, POSITION, TRAINING, VALIDATION, read_run
 from ultrafastbert.pretraining.checkpointing import step_of_final
 from ultrafastbert.pretraining.data.packed import open_packed
 from ultrafastbert.runs.checkpoints import read_checkpoint
@@ -51,6 +53,27 @@ def metrics(directory, content):
     assert all(type(line["step"]) is int for line in read_metrics(directory / "metrics.jsonl"))
 
 
+def run(directory, content):
+    """All files of a run that a report reads."""
+    (directory / "checkpoints" / "step-1").mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "config.yaml", "starts.jsonl", "checkpoints/step-1/checkpoint.json"):
+        (directory / name).write_bytes(content)
+    render_report([read_run(directory, "a"), read_run(directory, "b")], [], [])
+
+
+def lines_of_a_run(directory, content):
+    """Lines of metrics and starts with an arbitrary value in every field."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return
+    fields = ("budget_fraction", *POSITION[1:], *TRAINING, *VALIDATION, *BY_LAYER, "skipped", "time", "backends")
+    line = json.dumps({"step": 1} | dict.fromkeys(fields, value)) + "\n"
+    (directory / "metrics.jsonl").write_text(line)
+    (directory / "starts.jsonl").write_text(line)
+    render_report([read_run(directory, "a")], [], [])
+
+
 def result(directory, content):
     (directory / "a.json").write_bytes(content)
     ResultStore(directory).read("a.json", {"lr": 1})
@@ -65,6 +88,7 @@ def table(suffix):
 
 
 READERS = {"packed": packed, "checkpoint": checkpoint, "final": final, "metrics": metrics, "result": result}
+READERS |= {"run": run, "lines of a run": lines_of_a_run}
 READERS |= {suffix: table(suffix) for suffix in (".csv", ".tsv", ".jsonl", ".csv.gz")}
 
 

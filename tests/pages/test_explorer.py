@@ -185,7 +185,8 @@ def test_in_a_browser(command, checkpoints, tmp_path, width, dark):
       tokens[0].focus(); key(tokens[0], "ArrowRight");
       seen.token = page.activeElement.dataset.token;
       seen.leaves = all("#paths .leaf").map((leaf) => leaf.dataset.leaf);
-      seen.turns = all("#paths .turns").map((turns) => [...turns.children].map((turn) => turn.className.includes("right")));
+      const isRight = (turn) => turn.className.includes("right");
+      seen.turns = all("#paths .turns").map((turns) => [...turns.children].map(isRight));
       all("#paths .leaf")[0].click();
       seen.leaf = all("#leaf tbody tr").map((row) => [...row.children].map((cell) => cell.textContent));
       seen.contexts = all("#leaf .contexts button").length;

@@ -86,11 +86,10 @@
         button.title = `another leaf in ${layers.map((layer) => `layer ${layer}`).join(", ")}`;
         button.append(make("sup", { "aria-label": `, another leaf in ${count(layers.length, "layer")}` }, String(layers.length)));
       }
-      if (view.color !== null && !layers.length) {
+      if (view.color !== null) {
         const [leaf] = leaves(view.model, view.text, index)[view.color];
-        button.style.borderColor = button.style.boxShadow = "";
-        button.style.boxShadow = `inset 0 -5px hsl(${(leaf * 137.508) % 360} 70% 50%)`;
-        button.title = placeName(view.color, 0, leaf);
+        button.style.boxShadow = `inset 0 -5px hsl(${(leaf * 137.508) % 360} 70% 50%)`; // near leaves, other colors
+        button.title = [placeName(view.color, 0, leaf), button.title].filter(Boolean).join("; ");
       }
       row.append(button);
     });
@@ -191,8 +190,7 @@
       button.setAttribute("aria-pressed", button.dataset.leaf === place.join() ? "true" : "false");
     }
     drawLeaf(MOST);
-    $("leaf").focus({ preventScroll: true });
-    $("leaf").scrollIntoView({ block: "nearest" });
+    $("leaf").firstChild.focus();
   }
 
   function drawLeaf(most) {
@@ -212,7 +210,7 @@
       return make("li", {}, button);
     });
     const parts = [
-      make("h3", {}, `${name}: ${placeName(layer, tree, leaf)}`),
+      make("h3", { tabindex: -1 }, `${name}: ${placeName(layer, tree, leaf)}`),
       make("p", {}, `${count(here, "token")} of ${tokens.toLocaleString("en")} (${(100 * here / tokens).toFixed(1)} %) in all texts.`, top.length >= data.most_tokens_of_a_leaf ? ` The ${top.length} most frequent:` : ""),
       make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Tokens of the leaf" }, make("table", {}, head, make("tbody", {}, ...rows))),
       make("h3", {}, `${count(contexts.length, "context")} in this page`),

@@ -57,7 +57,7 @@ def _render_view(models: list[str], data: dict[str, Any]) -> Html:
         element("h2", "Path"),
         element("div", id="paths"),
         element("h2", "Leaf"),
-        element("div", id="leaf", tabindex="-1", aria_live="polite"),
+        element("div", id="leaf"),
     ]
     return element("section", *parts, aria_label="Paths of tokens")
 

@@ -85,7 +85,7 @@ def render_report(runs: list[Run], fills: list[dict[str, Any]], texts: list[str]
 
 def build_data(runs: list[Run]) -> dict[str, Any]:
     """What the charts are drawn from: the metrics of each run, and the charts, each with its series."""
-    columned = [{"name": run.name} | columns(run) for run in runs]
+    columned: list[dict[str, Any]] = [{"name": run.name} | columns(run) for run in runs]
     charts = []
     for id, (title, unit, layout, zero, fields) in CHARTS.items():
         series = [
@@ -207,7 +207,7 @@ def _render_numbers(run: Run, group: str, fields: list[str], named: bool) -> lis
     return [element("p", remark), table(header, rows, remark)]
 
 
-def _cell(value: object, name: str) -> str:
+def _cell(value: Any, name: str) -> str:
     value = number(value)
     if value is None:
         return ""

@@ -4,7 +4,6 @@ Every file may be missing or damaged: what that means for a reader is a line in 
 """
 
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +31,8 @@ BY_LAYER = ("leaves_used", "leaf_entropy")
 MOST_LINES = 1500
 """Training lines of a run that a page has."""
 UNKNOWN = "not recorded"
+LARGEST = 1e300
+"""Of the numbers that are shown; a damaged file may have larger ones."""
 
 
 @dataclass
@@ -135,8 +136,8 @@ def _read_settings(run: Run) -> None:
     if data := re.search(r"^# data: (.*), fingerprint (\S+)$", text, re.MULTILINE):
         run.comments |= {"data": data[1], "fingerprint": data[2]}
     try:
-        settings = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        settings = json.loads(json.dumps(yaml.safe_load(text), default=str))  # a damaged file may contain itself
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         settings = None
     if isinstance(settings, dict):
         run.settings = settings
@@ -171,10 +172,10 @@ def _read_records(run: Run) -> None:
         run.notes.append(f"{CHECKPOINTS}/{path.name} is incomplete or damaged.")
 
 
-def number(value: object) -> float | None:
-    """A finite number as it is; None for anything else."""
+def number(value: Any) -> float | None:
+    """A finite number as it is; None for anything else, also for an integer that no float can be."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number and abs(value) <= LARGEST else None
 
 
 def columns(run: Run) -> dict[str, dict[str, list]]:
@@ -252,7 +253,7 @@ def _state(run: Run, step: float | None) -> str:
     return f"not finished{budget}; it is running or was stopped{written}"
 
 
-def _shown(value: object, layout: str) -> str:
+def _shown(value: Any, layout: str) -> str:
     value = number(value)
     return UNKNOWN if value is None else layout.format(value)
 
