@@ -1,9 +1,12 @@
 """Elements and pages: what is escaped, and what the policy of a page forbids."""
 
+import colorsys
+import re
+
 import pytest
 
 from tests.pages.helpers import HOSTILE, check_page, needs_chromium, visit
-from ultrafastbert.pages.page import Html, build_page, element, join, table
+from ultrafastbert.pages.page import Html, build_page, element, join, read_asset, table
 
 
 def test_content_and_attributes_are_escaped():
@@ -22,6 +25,37 @@ def test_a_page_has_its_data_and_nothing_else():
     assert page.texts.count(HOSTILE) == 4
     with pytest.raises(ValueError):
         build_page("", body, {"x": float("nan")}, "charts.js")
+
+
+def luminance(red, green, blue):
+    """Of a color in sRGB, as WCAG 2 defines it."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in (red, green, blue)]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted(luminance(*color) for color in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_have_the_contrast_that_wcag_asks_for(scheme):
+    block = re.findall(r":root \{(.*?)\}", read_asset("style.css"), re.DOTALL)[scheme == "dark"]
+    variables = dict(re.findall(r"--(\w+): (\S+?);", block))
+    colors = {
+        name: [int(value[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        for name, value in variables.items()
+        if value.startswith("#")
+    }
+    for text in ("fg", "muted", "accent", "warn"):
+        assert min(contrast(colors[text], colors[ground]) for ground in ("bg", "panel")) >= 4.5, text
+    assert contrast(colors["fg"], colors["mark"]) >= 4.5
+    lines = {f"s{index}": colors[f"s{index}"] for index in range(8)}
+    for hue in range(25, 281, 5):
+        lines[f"hue {hue}"] = colorsys.hls_to_rgb(hue / 360, int(variables["ramp"].strip("%")) / 100, 0.75)
+    assert {
+        name: contrast(line, colors["bg"]) for name, line in lines.items() if contrast(line, colors["bg"]) < 3
+    } == {}
 
 
 @needs_chromium

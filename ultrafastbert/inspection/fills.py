@@ -70,7 +70,7 @@ def _fill(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str,
     """The most probable tokens for the mask and their probabilities; the text is cut at the model's last position."""
     if tokenizer.mask_token is None:
         raise UserError("its tokenizer has no token for masks")
-    text = text.replace(MASK, tokenizer.mask_token)
+    text = text.replace(MASK, str(tokenizer.mask_token))
     longest = model.config.max_position_embeddings
     inputs = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
     places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()

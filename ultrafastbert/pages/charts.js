@@ -209,8 +209,9 @@
           return;
         }
         const [pointX, y] = list[nearest(list, x)];
-        this.values[i].textContent = format(y, this.chart.format);
-        spoken.push(`${series.name} ${format(y, this.chart.format)}`);
+        const elsewhere = pointX === x ? "" : ` (at ${format(pointX / this.unit.scale)})`;
+        this.values[i].textContent = `${format(y, this.chart.format)}${elsewhere}`;
+        spoken.push(`${series.name} ${this.values[i].textContent}`);
         const dot = make("g");
         look(series, dot, this.chart);
         dot.append(make("circle", { cx: this.x(pointX), cy: Math.max(TOP, this.y(y)), r: 4 }));

@@ -164,7 +164,7 @@
       make("span", { class: "muted" }, `Each box is a decision, from the root: the side and |z|. A dashed box is near zero (|z| < ${data.near_zero}).`));
     const boxes = data.layers.map((size, layer) => {
       const box = make("div", { class: changed.includes(layer) ? "path changed" : "path" });
-      box.append(make("h4", {}, `Layer ${layer}`), changed.includes(layer) ? " another leaf" : "");
+      box.append(make("h3", {}, `Layer ${layer}`), changed.includes(layer) ? " another leaf" : "");
       for (let tree = 0; tree < size.shown_trees; tree++) {
         let reference = null;
         for (const model of models) {

@@ -90,7 +90,7 @@ def build_page(title: str, body: Html, data: Any, *scripts: str) -> bytes:
 
 def read_asset(name: str) -> str:
     """A file of this package that pages contain."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("ultrafastbert.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def _data(data: Any) -> Html:

@@ -281,10 +281,11 @@ def _precision(run: Run) -> str:
 
 
 def _backends(run: Run) -> str:
-    backends = run.progress.get("backends")
+    recorded = next((source for source in (*run.starts[-1:], run.progress) if "backends" in source), {})
+    backends = recorded.get("backends")
     if isinstance(backends, dict):
         return ", ".join(f"{size}: {backend}" for size, backend in backends.items())
-    return "chosen at each call, as on a CPU" if "backends" in run.progress else UNKNOWN
+    return "chosen at each call, as on a CPU" if recorded else UNKNOWN
 
 
 def environment(run: Run) -> dict[str, str]:
