@@ -180,7 +180,8 @@ def read_checkpoint(path: Path) -> dict:
 
 def _is_possible(progress: dict, path: Path) -> bool:
     """Whether a run can have this progress at a checkpoint with this name."""
-    numbers = [value for value in progress.values() if value is not None and not isinstance(value, list)]
+    others = {name: value for name, value in progress.items() if name != "backends"}  # which are names
+    numbers = [value for value in others.values() if value is not None and not isinstance(value, list)]
     if not all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers):
         return False
     counts = [progress.get(name, 0) for name in ("step", "sequences", "rows", "tokens", "skipped", "skipped_in_a_row")]
