@@ -182,6 +182,8 @@ def test_in_a_browser(command, checkpoints, tmp_path, width, dark):
       const tokens = all("#tokens [data-token]");
       seen.tokens = tokens.map((token) => token.firstChild.textContent);
       seen.changed = tokens.map((token) => token.classList.contains("changed"));
+      tokens[2].dispatchEvent(new window.PointerEvent("pointerenter", { pointerType: "mouse" }));
+      seen.hovered = page.querySelector("#paths p").textContent;
       tokens[0].focus(); key(tokens[0], "ArrowRight");
       seen.token = page.activeElement.dataset.token;
       seen.leaves = all("#paths .leaf").map((leaf) => leaf.dataset.leaf);
@@ -203,6 +205,7 @@ def test_in_a_browser(command, checkpoints, tmp_path, width, dark):
     result, models = seen["result"], page.data["models"]
     assert result["texts"] == 4 and result["found"] == [TEXTS[1]] == [result["focused"]]
     assert result["tokens"] == page.data["texts"][1]["tokens"] and result["token"] == "1"
+    assert result["hovered"].startswith(f"{result['tokens'][2]} is token 2 of the text. ")
     first, last = (model["paths"][1]["leaves"] for model in models)
     assert result["changed"] == [before != after for before, after in zip(first, last, strict=True)]
     places = [

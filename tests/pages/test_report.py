@@ -268,7 +268,12 @@ def test_in_a_browser(command, small_run, run, tmp_path, width, dark):
       key(plot, "Home");
       const tokens = plot.getAttribute("aria-valuetext");
       key(plot, "Escape");
-      return { step, tokens, charts: page.querySelectorAll("svg").length, last: plot.getAttribute("aria-valuetext"),
+      const { right, top } = plot.getBoundingClientRect(), at = { clientX: right - 20, clientY: top + 50 };
+      plot.dispatchEvent(new window.PointerEvent("pointermove", { pointerType: "touch", ...at }));
+      const touched = plot.getAttribute("aria-valuetext");
+      key(plot, "Escape");
+      return { step, tokens, touched, last: plot.getAttribute("aria-valuetext"),
+               charts: page.querySelectorAll("svg").length,
                background: window.getComputedStyle(page.body).backgroundColor };
     """
     seen = visit((tmp_path / "page.html").read_bytes(), tmp_path, width, script, dark)
@@ -277,4 +282,5 @@ def test_in_a_browser(command, small_run, run, tmp_path, width, dark):
     assert result["charts"] == len(page.data["charts"])
     assert result["step"].startswith(f"step 8: run: training {training['loss'][3]:.4g}, ".replace("e+00", ""))
     assert result["tokens"].startswith(f"tokens {training['tokens'][0]}: ") and result["last"] == "no value chosen"
+    assert result["touched"].startswith(f"tokens {training['tokens'][-1]}: ")
     assert (result["background"] == "rgb(255, 255, 255)") is not dark
