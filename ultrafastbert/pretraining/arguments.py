@@ -126,6 +126,10 @@ class TrainArguments:
     eval_mask_probability: float | None = None
     """That of validation. With fewer masks there is more context to predict from, so that loss and accuracy are
     comparable only at the same value. [null: mask_probability, throughout]"""
+    repeat_probability: float = 0.0
+    """Fraction of the training sequences that repeat their beginning: between a twelfth and a half of their tokens and
+    a separator, again and again, with different masks. What is masked in one copy can be found in another, so that an
+    encoder learns to compare texts, which ordinary text teaches late. [0 to 1]"""
     grow_at: float = 0.1
     """When trees with leaves (1x7x32) grow. Until then all tokens use one leaf; then each layer's decisions are made
     from a sample of its inputs, and all leaves start as copies of this one. [fraction of the budget, 0 to 1]"""
@@ -162,7 +166,7 @@ class TrainArguments:
                 POSITIVE,
                 ("budget_hours", "max_steps", "max_tokens", "lr", "muon_lr", "eps", "max_grad_norm", *steps, *sizes),
             ),
-            (FRACTION, ("lr_peak", "batch_ramp", "grow_at", "max_skipped_fraction")),
+            (FRACTION, ("lr_peak", "batch_ramp", "repeat_probability", "grow_at", "max_skipped_fraction")),
             (MASK_PROBABILITY, ("mask_probability", "final_mask_probability", "eval_mask_probability")),
             (NOT_NEGATIVE, ("weight_decay",)),
             (BETAS, ("betas",)),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ultrafastbert.pretraining.data.batches import MaskedBatches, SequenceOrder
+from ultrafastbert.pretraining.data.batches import MaskedBatches, SequenceOrder, repeat_beginning
 from ultrafastbert.pretraining.data.prepare import prepare
 
 SEQUENCES = np.arange(13, dtype=np.uint16)[:, None].repeat(3, axis=1)  # sequence i is i, i, i
@@ -48,3 +48,33 @@ def test_validation_may_mask_another_fraction(make_arguments, fraction, masks):
     batches = MaskedBatches(arguments, prepare(arguments.data), torch.device("cpu"))
     assert batches.read(0, 0.25).masked_positions.shape == (4, 8)  # of the 32 tokens of a sequence
     assert batches.validation_masker(batches.validation, 0).masked_positions.shape == (16, masks)
+
+
+@pytest.mark.parametrize("length, tokens", [(8, 3), (9, 4), (5, 2), (2, 1), (128, 10)])
+def test_a_beginning_is_repeated(length, tokens):
+    sequence = torch.arange(10, 10 + length)
+    repeated = repeat_beginning(sequence, tokens, separator=3)
+    assert repeated.shape == sequence.shape
+    for place in range(length):
+        expected = 3 if place % (tokens + 1) == tokens else sequence[place % (tokens + 1)]
+        assert repeated[place] == expected
+
+
+def test_some_sequences_repeat_their_beginning(make_arguments):
+    """The chosen fraction, the same in every reading; the others are as without the option."""
+    data = prepare(make_arguments().data)
+
+    def read(probability, place):
+        arguments = make_arguments(repeat_probability=probability, micro_batch_size=200)
+        return MaskedBatches(arguments, data, torch.device("cpu")).read(place, 0.25).labels
+
+    plain, some = read(0.0, 400), read(0.4, 400)
+    changed = (plain != some).any(dim=1)
+    assert 50 < changed.sum() < 110 and torch.equal(plain[~changed], some[~changed])
+    tokens = set()
+    for before, after in zip(plain[changed], some[changed], strict=True):
+        fits = [count for count in range(1, 16) if torch.equal(repeat_beginning(before, count, -100), after)]
+        assert fits  # the labels of separators are -100, those of the text included
+        tokens.add(fits[-1])
+    assert len(tokens) > 5
+    assert torch.equal(read(0.4, 400), some) and not torch.equal(read(0.4, 600), some)

@@ -52,8 +52,8 @@ class SequenceOrder:
 class MaskedBatches:
     """Training data as masked micro-batches, and the sequences for validation.
 
-    Order and masks are functions of the seed, of the position in the data and of the fraction that is masked, so there
-    is no state to save.
+    Order, masks and which sequences repeat their beginning are functions of the seed, of the position in the data and
+    of the fraction that is masked, so there is no state to save.
 
     Attributes:
         validation: int64 `(sequences, sequence_length)` in the host's memory, the same in every run on this data.
@@ -62,7 +62,8 @@ class MaskedBatches:
 
     def __init__(self, arguments: PretrainArguments, data: PackedData, device: torch.device):
         train, seed = arguments.train, arguments.seed
-        self.size, self.device = train.micro_batch_size, device
+        self.size, self.device, self.seed = train.micro_batch_size, device, seed
+        self.repeat_probability, self.separator = train.repeat_probability, data.special_token_ids["sep"]
         # Sequences that were ordered on purpose are trained on in that order.
         shuffle = data.manifest["request"]["options"]["order"] == "source"
         self.order = SequenceOrder(data.train, seed, shuffle, data.vocab_size)
@@ -76,4 +77,25 @@ class MaskedBatches:
     def read(self, place: int, mask_probability: float) -> MaskedBatch:
         """The micro-batch that starts at sequence `place` of the training data's order, with this fraction masked."""
         self.masker.fraction = mask_probability
-        return self.masker(to_device(self.order.read(place, self.size), self.device), place)
+        sequences = self.order.read(place, self.size)
+        if self.repeat_probability:
+            self._repeat(sequences, np.random.default_rng([self.seed, place]))
+        return self.masker(to_device(sequences, self.device), place)
+
+    def _repeat(self, sequences: torch.Tensor, generator: np.random.Generator) -> None:
+        """Replaces some of the sequences by repetitions of their beginning, in place."""
+        length = sequences.shape[1]
+        chosen = np.flatnonzero(generator.random(len(sequences)) < self.repeat_probability)
+        # of different lengths: at a constant distance, copying would need no comparison
+        tokens = generator.integers(max(1, length // 12), max(2, length // 2), len(chosen))
+        for index, count in zip(chosen.tolist(), tokens.tolist(), strict=True):
+            sequences[index] = repeat_beginning(sequences[index], count, self.separator)
+
+
+def repeat_beginning(sequence: torch.Tensor, tokens: int, separator: int) -> torch.Tensor:
+    """The first tokens of a sequence and a separator, again and again.
+
+    `(sequence_length,)` int64 -> the same.
+    """
+    unit = torch.cat((sequence[:tokens], sequence.new_tensor([separator])))
+    return unit.repeat(-(-len(sequence) // len(unit)))[: len(sequence)]
