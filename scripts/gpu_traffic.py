@@ -61,7 +61,7 @@ def dense_flops(tokens: int, hidden: int, neurons: int) -> float:
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=65536, help="tokens in a batch (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=768, help="width (default: %(default)s)")
     parser.add_argument("--size", default="1x11", help="TREESxDEPTH (default: %(default)s)")
