@@ -4,8 +4,8 @@
     python scripts/measure_gpu.py              # all rows of docs/benchmarks/gpu.md
 
 First come the tests that need a GPU, then benchmarks, each a command that is printed and can be run alone. What fails
-is listed at the end, and the others still run. Benchmarks whose JSON is in the output directory are complete and are not
-measured again; an interrupted one resumes. Options that this program does not know are for `benchmark training`.
+is listed at the end, and the others still run. Benchmarks whose JSON is in the output directory are complete and are
+not measured again; an interrupted one resumes. Options that this program does not know are for `benchmark training`.
 """
 
 import argparse

@@ -10,7 +10,7 @@ before it can reach a result. Sums are in float32 and in a fixed order, without 
 
 # Pointers and values of Triton have no Python types, and `and` of its values is not that of Python.
 # ruff: noqa: ANN001, ANN201, ANN202, SIM102
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
