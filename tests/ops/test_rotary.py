@@ -22,7 +22,9 @@ def by_pytorch(qkv, cosine, sine):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("batch, tables, seq, heads, head_dim", [(2, 1, 5, 3, 16), (3, 3, 7, 1, 6), (1, 1, 1, 2, 2)])
+@pytest.mark.parametrize(
+    "batch, tables, seq, heads, head_dim", [(2, 1, 5, 3, 16), (3, 3, 7, 1, 6), (1, 1, 1, 2, 2), (0, 1, 4, 2, 6)]
+)
 def test_agrees_with_pytorch(batch, tables, seq, heads, head_dim, dtype):
     generator = torch.Generator().manual_seed(seq)
     shape = (batch, seq, 3, heads, head_dim)

@@ -34,7 +34,8 @@ def rotate_queries_and_keys(qkv: Tensor, cosine: Tensor, sine: Tensor) -> Tensor
     Source: arXiv 2104.09864, section 3.4.2.
     """
     batch, seq, _, heads, head_dim = qkv.shape
-    tables = (table[..., : head_dim // 2].expand(batch, seq, -1).reshape(batch * seq, -1) for table in (cosine, sine))
+    half = head_dim // 2
+    tables = (table[..., :half].expand(batch, seq, half).reshape(batch * seq, half) for table in (cosine, sine))
     return _Rotation.apply(qkv, *tables, heads)
 
 
@@ -54,5 +55,6 @@ class _Rotation(torch.autograd.Function):
 
 def _rotate(qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> Tensor:
     rotated = qkv.clone(memory_format=torch.contiguous_format)
-    torch.ops.ultrafastbert.rotate_(rotated.view(cosine.shape[0], -1), cosine, sine, heads)
+    tokens, half = cosine.shape
+    torch.ops.ultrafastbert.rotate_(rotated.view(tokens, 6 * heads * half), cosine, sine, heads)
     return rotated

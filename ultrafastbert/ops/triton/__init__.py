@@ -98,7 +98,9 @@ def layout_of(x: Tensor, weight_in: Tensor) -> Layout:
     cuts = [cut for cut in range(1, levels) if _width(levels, cut) <= MAX_WIDTH]
     cut = min(cuts, key=lambda cut: 2**cut + 2 * _width(levels, cut))
     rows_per_block = x.shape[0] // 2**cut  # if all blocks get the same number
-    tile = 128 if rows_per_block >= 256 and x.dtype != torch.float32 else 64 if rows_per_block >= 64 else 32
+    tile = 128 if rows_per_block >= 256 else 64 if rows_per_block >= 64 else 32
+    if x.dtype == torch.float32:  # which takes twice the registers
+        tile = 32
     return Layout(trees, levels, cut, _width(levels, cut), tile)
 
 
