@@ -95,6 +95,10 @@ def test_results_do_not_depend_on_other_rows_or_threads():
 def test_a_label_that_is_no_class(label):
     with pytest.raises(IndexError, match=rf"labels has {label}; labels should be from 0 to 4, or -100"):
         cross_entropy(torch.zeros(2, 5), torch.tensor([0, label]))
+    with pytest.raises(IndexError, match=rf"labels has {label}; "):  # which would be a write outside of the array
+        torch.ops.ultrafastbert.cross_entropy_backward(
+            torch.zeros(2), torch.zeros(2, 5), torch.tensor([0, label]), torch.zeros(2)
+        )
 
 
 def test_other_arguments_that_do_not_fit():

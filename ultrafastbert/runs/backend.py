@@ -150,7 +150,7 @@ def _evaluate(backend: str, arguments: list[Tensor]) -> list[Tensor]:
 
 
 def _check(backend: str, arguments: list[Tensor]) -> str:
-    """What is wrong with a backend; empty if nothing is."""
+    """Describes the first wrong result of a backend; returns an empty string if all results are right."""
     exact = [argument.detach().float().requires_grad_() for argument in arguments]
     names = ("output", "gradient of x", "gradient of weight_in", "gradient of bias_in", "gradient of weight_out")
     for name, result, truth in zip(names, _evaluate(backend, arguments), _evaluate("reference", exact), strict=True):

@@ -76,6 +76,12 @@ void check_logits(const Tensor& logits, const Tensor& labels) {
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, "labels has dtype ", labels.scalar_type(),
                    "; it should be int64");
   TORCH_CHECK_VALUE(logits.is_cpu() && labels.is_cpu(), "logits and labels should be on cpu");
+  const Tensor contiguous = labels.contiguous();  // that each is a class: the gradient is written there
+  const int64_t *label = contiguous.const_data_ptr<int64_t>(), classes = logits.size(1);
+  for (int64_t row = 0; row < labels.size(0); row++) {
+    TORCH_CHECK_INDEX(label[row] == IGNORED || (label[row] >= 0 && label[row] < classes), "labels has ", label[row],
+                      "; labels should be from 0 to ", classes - 1, ", or ", IGNORED, " to ignore a row");
+  }
 }
 
 // The loss of each row, 0 where it is ignored, and log(sum(exp(row))), both (rows), float or, of double, double.
@@ -84,10 +90,6 @@ std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& logits_, const Tensor
   const Tensor logits = logits_.contiguous(), labels = labels_.contiguous();
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const int64_t* label = labels.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < rows; row++) {
-    TORCH_CHECK_INDEX(label[row] == IGNORED || (label[row] >= 0 && label[row] < classes), "labels has ", label[row],
-                      "; labels should be from 0 to ", classes - 1, ", or ", IGNORED, " to ignore a row");
-  }
   Tensor losses, log_sums;
   with_dtype(logits, "logits", [&](auto t) {
     using T = decltype(t);
