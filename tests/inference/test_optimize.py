@@ -18,8 +18,6 @@ from ultrafastbert import (
     UltraFastBertModel,
     optimize_for_inference,
 )
-from ultrafastbert.inference import optimize
-from ultrafastbert.inference.operators import Int8Linear
 from ultrafastbert.layers.hard import HardFFF
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
@@ -367,23 +365,6 @@ def test_it_prints_its_changes(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    "features, dtype, int8",
-    [
-        ({}, torch.float32, False),
-        ({"avx512_bf16": True, "avx512_vnni": True}, torch.bfloat16, True),
-        ({"avx512_vnni": True}, torch.float32, True),
-        ({"amx_bf16": True}, torch.bfloat16, False),
-    ],
-)
-def test_automatic_choice_by_the_processor(monkeypatch, features, dtype, int8):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    fast = optimized(make())
-    assert fast.dtype is dtype
-    if native.available() and optimize._has_onednn():
-        assert any(isinstance(module, Int8Linear) for module in fast.modules()) == int8
-
-
 def test_without_native_operators_only_the_dtype_changes(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     model, inputs = make(), batch()
@@ -399,6 +380,11 @@ def test_without_native_operators_only_the_dtype_changes(monkeypatch):
         ({"dtype": "float16"}, ValueError, "dtype is 'float16'; it should be one of auto, float32, bfloat16"),
         ({"dtype": torch.float64}, ValueError, "dtype is torch.float64"),
         ({"int8": "yes"}, ValueError, "int8 is 'yes'"),
+        ({"tolerance": -0.1}, ValueError, "tolerance is -0.1; it should be a finite number, at least 0"),
+        ({"tolerance": float("nan")}, ValueError, "tolerance is nan"),
+        ({"shapes": []}, ValueError, r"shapes is \[\]; it should be pairs of positive integers"),
+        ({"shapes": [(1, 16), (0, 8)]}, ValueError, "shapes is"),
+        ({"shapes": [16]}, ValueError, "shapes is"),
     ],
 )
 def test_wrong_settings_are_refused(options, problem, match):

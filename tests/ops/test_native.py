@@ -267,11 +267,11 @@ def test_importing_builds_nothing(environment, tmp_path):
 
 
 def test_another_machine_gets_another_build(monkeypatch):
-    here = build._directory()
+    here = build.build_directory()
     monkeypatch.setattr(build, "_processor", lambda: "another processor")
-    elsewhere = build._directory()
+    elsewhere = build.build_directory()
     monkeypatch.setattr(torch, "__version__", "3.0.0")
-    assert len({here, elsewhere, build._directory()}) == 3
+    assert len({here, elsewhere, build.build_directory()}) == 3
 
 
 def damage_by(kind, content):

@@ -17,7 +17,12 @@ from ultrafastbert.export.onnx import write_graph
 if TYPE_CHECKING:
     from ultrafastbert.benchmarks.encoder import EncoderArguments
 
-OPTIMIZED = {"float32": ("float32", False), "bfloat16": ("bfloat16", False), "int8": ("bfloat16", True)}
+OPTIMIZED: dict[str, tuple[str, bool | str]] = {
+    "float32": ("float32", False),
+    "bfloat16": ("bfloat16", False),
+    "int8": ("bfloat16", True),
+    "auto": ("auto", "auto"),
+}
 """`dtype` and `int8` of `optimize_for_inference`, by what follows `optimized-`."""
 CONTENDERS = [
     "ultrafastbert-float32",

@@ -2,11 +2,13 @@
 
 import copy
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from ultrafastbert.inference.arithmetic import SHAPES, TOLERANCE, Arithmetic, Shape, choose
 from ultrafastbert.inference.operators import (
     Int8Linear,
     PackedLinear,
@@ -16,14 +18,19 @@ from ultrafastbert.inference.operators import (
 from ultrafastbert.inference.saved import DTYPES, OptimizedConfig, OptimizedLoader
 from ultrafastbert.modeling_ultrafastbert import UltraFastBertModel, UltraFastBertPreTrainedModel
 from ultrafastbert.ops import native
-from ultrafastbert.utils.hardware import multiplies_int8, processor_has
-from ultrafastbert.utils.validation import check, one_of
+from ultrafastbert.utils.hardware import multiplies_int8
+from ultrafastbert.utils.validation import NOT_NEGATIVE, Rule, check, one_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def optimize_for_inference(
-    model: Model, dtype: torch.dtype | str = "auto", int8: bool | str = "auto", verbose: bool = True
+    model: Model,
+    dtype: torch.dtype | str = "auto",
+    int8: bool | str = "auto",
+    verbose: bool = True,
+    tolerance: float = TOLERANCE,
+    shapes: Sequence[Shape] = SHAPES,
 ) -> Model:
     """Returns a copy of a model that is fast on the CPU; the model itself does not change.
 
@@ -31,26 +38,33 @@ def optimize_for_inference(
     zero. It has no gradients. Its attribute `optimizations` lists the changes. `save_pretrained` saves it as it is,
     and `from_pretrained` loads it faster than the model, ready to run (`ultrafastbert.inference.saved`).
 
+    What "auto" leaves open is chosen by measurement: the fastest arithmetic on this machine whose outputs are near
+    enough to those in float32 (`ultrafastbert.inference.arithmetic`). The first measurement of a size of model takes
+    some seconds; its times are kept in a file.
+
     Args:
         model: the encoder or one of its heads, on the CPU; or a `SentenceTransformer` (any `nn.Sequential`) with one
             of them inside, which is optimised in the copy.
-        dtype: of weights and products, `torch.float32` or `torch.bfloat16` (or their names). "auto" is bfloat16 if the
-            processor has instructions for it (AVX-512 BF16 or AMX), else float32.
+        dtype: of weights and products, `torch.float32` or `torch.bfloat16` (or their names), or "auto".
         int8: whether the linear layers inside the encoder multiply in int8: the projections of attention, and those of
             dense feedforward layers. Weights are rounded by output, tokens at each call. Trees are not rounded. "auto"
-            is True if the processor has instructions for it (AVX-512 VNNI, AVX VNNI or AMX); without them, True rounds
-            the weights only.
+            may be True if the processor has instructions for it (AVX-512 VNNI, AVX VNNI or AMX); without them, True
+            rounds the weights only.
         verbose: print the changes to standard error.
+        tolerance: largest error of what "auto" may choose: the norm of the difference between last hidden states,
+            relative to their norm. If `dtype` or `int8` allow nothing so exact, the most exact is used.
+        shapes: that are timed: sequences and tokens in each.
 
     Raises:
         TypeError: `model` is not a model of this package, or has adapters (merge them first).
-        ValueError: the model is not on the CPU or is already optimised, or `dtype` or `int8` is another value.
+        ValueError: the model is not on the CPU or is already optimised, or `dtype`, `int8`, `tolerance` or `shapes`
+            has another value.
         RuntimeError: `int8` is True, but this build of PyTorch has no oneDNN.
     """
     if isinstance(model, nn.Sequential):
         inside = [module for module in model.modules() if isinstance(module, UltraFastBertPreTrainedModel)]
         if inside:  # the first one has the others, if any, inside
-            optimized = optimize_for_inference(inside[0], dtype, int8, verbose)
+            optimized = optimize_for_inference(inside[0], dtype, int8, verbose, tolerance, shapes)
             return copy.deepcopy(model, {id(inside[0]): optimized}).eval()
     if not isinstance(model, UltraFastBertPreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
         raise TypeError(
@@ -61,32 +75,49 @@ def optimize_for_inference(
         raise ValueError(f"model is on {model.device}; it should be on cpu, because only CPUs are supported")
     if hasattr(model, "optimizations"):
         raise ValueError("model is already optimised; optimise the original model")
-    dtype = _choose_dtype(dtype)
-    native_operators = native.available()
-    int8 = native_operators and _choose_int8(int8)
-
-    linear_class = _linear_class(int8) if native_operators else None
-    optimized = _copy(model, dtype, linear_class)
-    OptimizedLoader(OptimizedConfig(dtype, linear_class, native_operators)).attach(optimized)
+    candidates = _candidates(dtype, int8)
+    check("tolerance", tolerance, NOT_NEGATIVE)
+    check("shapes", shapes, Rule(_are_shapes, "pairs of positive integers, at least one"))
+    arithmetic, reason = candidates[0], ""
+    if len(candidates) > 1:
+        encoder = cast(UltraFastBertModel, model.base_model)
+        arithmetic, reason = choose(encoder, candidates, _optimize, tolerance, shapes)
+    optimized = _optimize(model, arithmetic)
+    if reason:
+        optimized.optimizations = (reason, *optimized.optimizations)  # pyright: ignore
     if verbose:
         print(f"optimize_for_inference: {'; '.join(cast(tuple[str, ...], optimized.optimizations))}", file=sys.stderr)
     return cast(Model, optimized)
 
 
-def _choose_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if processor_has("avx512_bf16", "amx_bf16") else torch.float32
+def _candidates(dtype: torch.dtype | str, int8: bool | str) -> list[Arithmetic]:
+    """What the arguments allow and this machine can do, float32 without int8 first."""
     check("dtype", dtype, one_of("auto", *DTYPES, *DTYPES.values()))
-    return DTYPES[dtype] if isinstance(dtype, str) else dtype
-
-
-def _choose_int8(int8: bool | str) -> bool:
     check("int8", int8, one_of(True, False, "auto"))
-    if int8 == "auto":
-        return _has_onednn() and multiplies_int8()
-    if int8 and not _has_onednn():
+    if int8 is True and not _has_onednn():
         raise RuntimeError("int8=True needs oneDNN, which this build of PyTorch does not have")
-    return bool(int8)
+    dtypes = list(DTYPES.values()) if dtype == "auto" else [DTYPES[dtype] if isinstance(dtype, str) else dtype]
+    can_round = native.available() and _has_onednn()
+    if int8 == "auto":
+        roundings = [False, True] if can_round and multiplies_int8() else [False]
+    else:
+        roundings = [bool(int8) and can_round]
+    return [Arithmetic(dtype, rounding) for dtype in dtypes for rounding in roundings]
+
+
+def _are_shapes(shapes: Any) -> bool:
+    return len(shapes) > 0 and all(
+        len(shape) == 2 and all(type(size) is int and size > 0 for size in shape) for shape in shapes
+    )
+
+
+def _optimize(model: UltraFastBertPreTrainedModel, arithmetic: Arithmetic) -> UltraFastBertPreTrainedModel:
+    """An optimised copy that computes in this arithmetic."""
+    native_operators = native.available()
+    linear_class = _linear_class(arithmetic.int8) if native_operators else None
+    optimized = _copy(model, arithmetic.dtype, linear_class)
+    OptimizedLoader(OptimizedConfig(arithmetic.dtype, linear_class, native_operators)).attach(optimized)
+    return optimized
 
 
 def _has_onednn() -> bool:

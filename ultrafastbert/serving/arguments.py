@@ -46,10 +46,10 @@ class ServeArguments:
     optimize: bool = True
     """Whether the model is optimised for the CPU (`optimize_for_inference`)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of weights and products when the model is optimised; auto: bfloat16 if the processor has instructions for it."""
+    """Of weights and products when the model is optimised; auto: chosen by measurement, with int8."""
     int8: bool | Literal["auto"] = "auto"
-    """Whether linear layers multiply in int8 when the model is optimised; auto: if the processor has instructions for
-    it. It is coarse for converted encoders (docs/encoders.md)."""
+    """Whether linear layers multiply in int8 when the model is optimised; auto: if that is faster here and outputs
+    differ little. For converted encoders it is coarse (docs/encoders.md)."""
     stop_seconds: float = 30.0
     """After SIGTERM or Ctrl-C, how long accepted requests may take to be answered. [seconds]"""
 

@@ -43,7 +43,7 @@ def load() -> Path:
         library = build()
         torch.ops.load_library(library)
     except (OSError, NotImplementedError) as error:  # no permission to write or lock, an incompatible library
-        raise BuildError(f"the native operator cannot be built in {_directory()} or loaded: {error}") from error
+        raise BuildError(f"the native operator cannot be built in {build_directory()} or loaded: {error}") from error
     return library
 
 
@@ -53,7 +53,7 @@ def build() -> Path:
     It is in a directory `ultrafastbert-KEY` of `TORCH_EXTENSIONS_DIR`, by default PyTorch's cache directory for
     extensions. The compiler is `CXX`, by default `c++`. Raises a BuildError if there is no compiler or it fails.
     """
-    compiler, directory = _compiler(), _directory()
+    compiler, directory = _compiler(), build_directory()
     if compiler is None:
         library = _intact(directory, "native-*.so")
         if library is None:
@@ -127,7 +127,8 @@ def _compiler() -> str | None:
         return None
 
 
-def _directory() -> Path:
+def build_directory() -> Path:
+    """Where the libraries for this source, processor and PyTorch are kept, with what else depends on these."""
     from torch.utils.cpp_extension import get_default_build_root
 
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
