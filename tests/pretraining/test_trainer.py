@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -442,22 +443,81 @@ def test_a_resumed_run_keeps_the_backends_that_were_measured(make_arguments, mon
     assert f"trees of {size}: backend gather (as before)" in output
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(make_arguments, tmp_path):
-    """The same sequences in the same steps, so the same weights up to the order of sums."""
-    whole = weights(pretrain(make_arguments(output_dir=tmp_path / "one", micro_batch_size=8, batch_ramp=0)))
-    arguments = make_arguments(output_dir=tmp_path / "two", batch_ramp=0).to_dict()
-    (tmp_path / "arguments.yaml").write_text(json.dumps(arguments))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(ROOT / "train_mlm.py"), "--config", str(tmp_path / "arguments.yaml")]
+def launch(tmp_path, processes, arguments):
+    """Starts `train_mlm.py` in several processes under torchrun."""
+    file = tmp_path / "arguments.yaml"
+    file.write_text(json.dumps(arguments.to_dict()))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout
-    lines = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two")]
-    assert [line["tokens"] for line in lines[0]] == [line["tokens"] for line in lines[1]]
-    for name, tensor in weights(tmp_path / "two" / "final").items():
-        assert (tensor - whole[name]).abs().max() < 0.02, name
+    command = [*torchrun, str(ROOT / "train_mlm.py"), "--config", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process):
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return output
+
+
+@pytest.fixture
+def as_one(make_arguments, tmp_path):
+    """Checks a run of several processes against one process: the same sequences in the same steps, so the same
+    weights up to the order of sums. AdamW's epsilon is so large that it does not enlarge rounding errors."""
+    options = {"batch_size": 12, "batch_ramp": 0, "lr": 0.03, "eps": 1e-3, "eval_every": 4}
+    whole = weights(pretrain(make_arguments(output_dir=tmp_path / "one", micro_batch_size=12, **options)))
+
+    def compare(run):
+        lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", run)]
+        tokens = [[line["tokens"] for line in metrics] for metrics in lines]
+        assert tokens[1] == tokens[0][-len(tokens[1]) :]  # a run that starts from a checkpoint has the last ones
+        losses = [[line.get("validation_loss", 0) for line in metrics] for metrics in lines]
+        assert losses[1] == pytest.approx(losses[0][-len(losses[1]) :], abs=1e-4)
+        for name, tensor in weights(tmp_path / run / "final").items():
+            torch.testing.assert_close(tensor, whole[name], atol=1e-4, rtol=1e-3, msg=name)
+
+    return options, compare
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_train_as_one(make_arguments, tmp_path, as_one, processes):
+    options, compare = as_one
+    arguments = make_arguments(output_dir=tmp_path / "several", micro_batch_size=12 // processes, **options)
+    assert f"{processes} processes" in finish(launch(tmp_path, processes, arguments))
+    compare("several")
+
+
+@pytest.mark.slow
+def test_a_run_resumes_in_another_number_of_processes(make_arguments, tmp_path, as_one):
+    """Three processes, from step 4 on two, and from step 8 on one."""
+    options, compare = as_one
+    options |= {"keep_checkpoints": 9}
+    first = make_arguments(output_dir=tmp_path / "three", micro_batch_size=4, **options)
+    finish(launch(tmp_path, 3, first))
+    checkpoint = tmp_path / "three/checkpoints/step-4"
+    second = make_arguments(output_dir=tmp_path / "two", micro_batch_size=6, resume=str(checkpoint), **options)
+    assert "resuming at step 4" in finish(launch(tmp_path, 2, second))
+    checkpoint = tmp_path / "two/checkpoints/step-8"
+    pretrain(make_arguments(output_dir=tmp_path / "last", micro_batch_size=12, resume=str(checkpoint), **options))
+    for run in ("three", "two", "last"):
+        compare(run)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_run_resumes(make_arguments, tmp_path):
+    arguments = make_arguments(max_steps=600, checkpoint_every=20, log_every=20, eval_every=600)
+    job, checkpoints = launch(tmp_path, 2, arguments), tmp_path / "run" / "checkpoints"
+    while not (checkpoints.exists() and any(checkpoints.glob("step-*"))):
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.01)
+    workers = psutil.Process(job.pid).children()
+    next(worker for worker in workers if worker.environ()["RANK"] == "1").kill()
+    _, error = job.communicate(timeout=120)
+    assert job.returncode == 1 and "local_rank: 1" in error and "-9" in error
+    assert not any(worker.is_running() for worker in workers)
+    assert "resuming at step" in finish(launch(tmp_path, 2, arguments))
+    metrics = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in metrics] == list(range(20, 601, 20))
 
 
 def test_command_line_prints_errors_without_a_traceback(tmp_path):

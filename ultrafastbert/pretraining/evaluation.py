@@ -40,16 +40,17 @@ def evaluate(step: TrainingStep, sequences: torch.Tensor, masker: Masker, batch_
         step: with the model.
         sequences: int64 `(sequences, sequence_length)`, masked in the same way at every call.
         masker: masks them.
-        batch_size: of a forward pass. [sequences]
+        batch_size: of a forward pass in each process. [sequences]
     """
     model, accelerator = step.model, step.accelerator
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, correct predictions, predictions
-    starts = range(0, len(sequences), batch_size)[accelerator.process_index :: accelerator.num_processes]
+    together = batch_size * accelerator.num_processes  # masked as one batch, however many processes there are
     # Eager, because hooks do not reach into compiled code, and compiling for evaluation costs more than it saves.
     with LeafCounter(model) as leaves, torch.compiler.set_stance("force_eager"):
-        for start in starts:
-            batch = masker(sequences[start : start + batch_size].to(accelerator.device), place=start)
+        for start in range(0, len(sequences), together):
+            batch = masker(sequences[start : start + together].to(accelerator.device), place=start)
+            batch = batch.part(accelerator.process_index * batch_size, batch_size)
             with step.autocast():
                 logits = model(batch.input_ids, masked_positions=batch.masked_positions).logits.float()
             logits = logits.flatten(0, 1)  # (masked tokens, vocab)

@@ -19,10 +19,12 @@ def grow_from_batches(step: TrainingStep, batches: MaskedBatches, first: int, ma
     Returns:
         The names of the layers that were split.
     """
+    processes = step.accelerator.num_processes
 
     def forward(place: int) -> None:
-        batch = batches.read(place, mask_probability)
-        with step.autocast():
-            step.model(batch.input_ids, masked_positions=batch.masked_positions)
+        for process in range(processes):  # every process sees the whole sample and makes the same decisions
+            batch = batches.read(place, mask_probability, process, processes)
+            with step.autocast():
+                step.model(batch.input_ids, masked_positions=batch.masked_positions)
 
-    return grow_trees(step.model, range(first, sys.maxsize, batches.size), forward, step.optimizers)
+    return grow_trees(step.model, range(first, sys.maxsize, processes * batches.size), forward, step.optimizers)

@@ -189,7 +189,8 @@ class Trainer:
             if self._is_interrupted(interrupt, first=index == 0):
                 self.step.discard()
                 return False
-            batch = self.batches.read(self.progress.sequences + (index * processes + rank) * size, masked)
+            place = self.progress.sequences + index * processes * size
+            batch = self.batches.read(place, masked, rank, processes)
             loss += self.step.accumulate(batch, count, last=index == count - 1)
         values = self.step.update(loss, lr)
 

@@ -78,3 +78,19 @@ def test_some_sequences_repeat_their_beginning(make_arguments):
         tokens.add(fits[-1])
     assert len(tokens) > 5
     assert torch.equal(read(0.4, 400), some) and not torch.equal(read(0.4, 600), some)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_read_what_one_would_read(make_arguments, processes):
+    """Sequences, masks and repetitions of one process with larger micro-batches."""
+    data = prepare(make_arguments().data)
+
+    def read(size, process=0, processes=1):
+        arguments = make_arguments(repeat_probability=0.4, micro_batch_size=size)
+        return MaskedBatches(arguments, data, torch.device("cpu")).read(36, 0.25, process, processes)
+
+    whole = read(12)
+    parts = [read(12 // processes, process, processes) for process in range(processes)]
+    assert all(len(part.labels) == 12 // processes for part in parts)
+    for expected, tensors in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(tensors), expected)

@@ -74,13 +74,24 @@ class MaskedBatches:
         count = min(train.eval_sequences, len(data.validation))
         self.validation = SequenceOrder(data.validation, seed=0, vocab_size=data.vocab_size).read(0, count)
 
-    def read(self, place: int, mask_probability: float) -> MaskedBatch:
-        """The micro-batch that starts at sequence `place` of the training data's order, with this fraction masked."""
+    def read(self, place: int, mask_probability: float, process: int = 0, processes: int = 1) -> MaskedBatch:
+        """A micro-batch with this fraction masked: that of one of the processes that read at `place` of the order.
+
+        The micro-batches of all processes are read and masked together, so that sequences and masks are those of one
+        process with larger micro-batches.
+
+        Args:
+            place: of the first process's micro-batch; those of the others follow.
+            mask_probability: fraction of each sequence.
+            process: whose micro-batch it is.
+            processes: that train together.
+        """
         self.masker.fraction = mask_probability
-        sequences = self.order.read(place, self.size)
+        sequences = self.order.read(place, processes * self.size)
         if self.repeat_probability:
             self._repeat(sequences, np.random.default_rng([self.seed, place]))
-        return self.masker(to_device(sequences, self.device), place)
+        batch = self.masker(to_device(sequences, self.device), place)
+        return batch.part(process * self.size, self.size)
 
     def _repeat(self, sequences: torch.Tensor, generator: np.random.Generator) -> None:
         """Replaces some of the sequences by repetitions of their beginning, in place."""

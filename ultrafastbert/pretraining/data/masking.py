@@ -22,6 +22,10 @@ class MaskedBatch(NamedTuple):
     labels: torch.Tensor
     masked_positions: torch.Tensor
 
+    def part(self, first: int, count: int) -> "MaskedBatch":
+        """The `count` sequences from `first` on."""
+        return MaskedBatch(*(tensor[first : first + count] for tensor in self))
+
 
 def masks_per_sequence(sequence_length: int, probability: float) -> int:
     """Number of tokens of a sequence to predict, at least 1."""
