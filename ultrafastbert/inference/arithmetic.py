@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +94,7 @@ def choose(
     return select(candidates, times, error, tolerance)
 
 
-def measure(calls: dict[str, Callable[[Tensor], object]], inputs: Sequence[Tensor]) -> Times:
+def measure(calls: Mapping[str, Callable[[Tensor], object]], inputs: Sequence[Tensor]) -> Times:
     """Times the calls on each of the inputs; those that are found hopeless with one do not get the next ones."""
     times: Times = {name: [] for name in calls}
     remaining = list(calls)
