@@ -82,7 +82,6 @@ def choose(
         times = measure(calls, [_tokens(encoder, shape) for shape in shapes])
         _write(file, times)
 
-    @functools.cache
     def error(candidate: Arithmetic) -> float:
         if candidate == EXACT:
             return 0.0

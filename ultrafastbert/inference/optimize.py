@@ -91,7 +91,7 @@ def optimize_for_inference(
 
 
 def _candidates(dtype: torch.dtype | str, int8: bool | str) -> list[Arithmetic]:
-    """What the arguments allow and this machine can do, float32 without int8 first."""
+    """What the arguments allow and this machine can do, the most exact first."""
     check("dtype", dtype, one_of("auto", *DTYPES, *DTYPES.values()))
     check("int8", int8, one_of(True, False, "auto"))
     if int8 is True and not _has_onednn():
