@@ -139,6 +139,18 @@ def test_times_are_measured_once_for_models_of_a_size(measured, tmp_path):
 
 
 @needs_native
+def test_a_measurement_is_announced(measured, capsys):
+    measured({EXACT: [2.0], BF16: [1.0]})
+    said = []
+    for sizes, verbose in (({}, False), ({"hidden_size": 24}, True), ({"hidden_size": 24}, True)):
+        optimize.optimize_for_inference(make(**sizes), int8=False, verbose=verbose)
+        said.append(capsys.readouterr().err.splitlines())
+    assert said[0] == []
+    assert said[1][0] == "optimize_for_inference: timing float32, bfloat16, once for this size of model ..."
+    assert len(said[1]) == 2 and len(said[2]) == 1
+
+
+@needs_native
 @pytest.mark.parametrize("damage", ["", "{", "1", "{}", "swapped", "\0" * 100])
 def test_damaged_times_are_measured_again(measured, tmp_path, damage):
     measured({EXACT: [2.0], BF16: [1.0]})

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ def choose(
     optimize: Callable[[UltraFastBertModel, Arithmetic], nn.Module],
     tolerance: float = TOLERANCE,
     shapes: Sequence[Shape] = SHAPES,
+    verbose: bool = False,
 ) -> tuple[Arithmetic, str]:
     """The fastest candidate whose error is at most `tolerance`; if there is none, the most exact one.
 
@@ -69,6 +71,7 @@ def choose(
         optimize: makes an optimised copy of an encoder that computes in an arithmetic.
         tolerance: largest error.
         shapes: that are timed.
+        verbose: say on standard error if times have to be measured first, which takes seconds.
 
     Returns:
         the arithmetic, and a phrase that says how it compares with the others.
@@ -78,6 +81,9 @@ def choose(
     file = _file(encoder, candidates, shapes)
     times = _read(file)
     if times is None:
+        if verbose:
+            names = ", ".join(map(str, candidates))
+            print(f"optimize_for_inference: timing {names}, once for this size of model ...", file=sys.stderr)
         calls = {str(candidate): functools.partial(_encode, optimized, candidate) for candidate in candidates}
         times = measure(calls, [_tokens(encoder, shape) for shape in shapes])
         _write(file, times)

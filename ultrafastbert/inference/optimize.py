@@ -81,7 +81,7 @@ def optimize_for_inference(
     arithmetic, reason = candidates[0], ""
     if len(candidates) > 1:
         encoder = cast(UltraFastBertModel, model.base_model)
-        arithmetic, reason = choose(encoder, candidates, _optimize, tolerance, shapes)
+        arithmetic, reason = choose(encoder, candidates, _optimize, tolerance, shapes, verbose)
     optimized = _optimize(model, arithmetic)
     if reason:
         optimized.optimizations = (reason, *optimized.optimizations)  # pyright: ignore
