@@ -11,7 +11,9 @@ from ultrafastbert.layers.soft import SoftFFF
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
-needs_native = pytest.mark.skipif(build._compiler() is None and not native.available(), reason="no C++ compiler")
+needs_native = pytest.mark.skipif(
+    build.compiler_version() is None and not native.available(), reason="no C++ compiler"
+)
 
 
 @pytest.fixture(params=["native", "grouped products"])

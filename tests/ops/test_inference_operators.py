@@ -13,7 +13,7 @@ from ultrafastbert.utils.hardware import multiplies_int8
 LEVELS = 127 if multiplies_int8() else 63
 """The largest int8 weight whose products do not overflow on this processor."""
 
-pytestmark = pytest.mark.skipif(build._compiler() is None and not native.available(), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiler_version() is None and not native.available(), reason="no C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

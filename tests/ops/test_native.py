@@ -17,7 +17,7 @@ from ultrafastbert import ops
 from ultrafastbert.ops import native
 from ultrafastbert.ops.native import build
 
-pytestmark = pytest.mark.skipif(build._compiler() is None and not native.available(), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.compiler_version() is None and not native.available(), reason="no C++ compiler")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
