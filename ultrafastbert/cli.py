@@ -98,7 +98,7 @@ COMMANDS = {
         "",
     ),
     "benchmark": Command(
-        "Measure speed on this machine: benchmark layer | encoder | training | generation | soft.",
+        "Measure speed on this machine: benchmark layer | encoder | callers | training | generation | soft.",
         "",
         "",
     ),
@@ -114,6 +114,11 @@ BENCHMARKS = {
         "Time a whole encoder against BERT in PyTorch, ONNX Runtime and OpenVINO.",
         "benchmarks.encoder:benchmark",
         "benchmarks.encoder:EncoderArguments",
+    ),
+    "callers": Command(
+        "Time encoders that several threads of a program call at the same time.",
+        "benchmarks.callers:benchmark",
+        "benchmarks.callers:CallersArguments",
     ),
     "training": Command(
         "Time whole training steps of encoders with trees and with ordinary layers.",

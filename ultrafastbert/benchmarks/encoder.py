@@ -96,7 +96,7 @@ def benchmark(arguments: EncoderArguments) -> None:
         raise UserError(f"baseline {arguments.baseline} cannot be timed, {missing(needs(arguments.baseline))}")
     with TemporaryDirectory(prefix="ultrafastbert-") as temporary:
         directory = Path(temporary)
-        references = prepare(arguments, arguments.build_config(), names, directory)
+        references = prepare(arguments.build_config(), names, arguments.workloads, directory)
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             torch.compiler.reset()  # code is compiled for a number of threads

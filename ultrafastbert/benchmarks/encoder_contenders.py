@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -13,9 +12,6 @@ from transformers import BertModel
 from ultrafastbert import UltraFastBertConfig, UltraFastBertModel, optimize_for_inference
 from ultrafastbert.benchmarks import bert
 from ultrafastbert.export.onnx import write_graph
-
-if TYPE_CHECKING:
-    from ultrafastbert.benchmarks.encoder import EncoderArguments
 
 OPTIMIZED: dict[str, tuple[str, bool | str]] = {
     "float32": ("float32", False),
@@ -73,9 +69,15 @@ def mixed_lengths() -> torch.Tensor:
 
 
 def prepare(
-    arguments: "EncoderArguments", config: UltraFastBertConfig, names: Sequence[str], directory: Path
+    config: UltraFastBertConfig, names: Sequence[str], workloads: Sequence[str], directory: Path
 ) -> dict[tuple[str, str], torch.Tensor]:
     """Writes the files that contenders are loaded from.
+
+    Args:
+        config: of our encoder; BERT gets its sizes.
+        names: of the contenders.
+        workloads: that they will be timed with.
+        directory: for the files.
 
     Returns:
         the outputs of the originals in float32, by original and workload.
@@ -91,8 +93,8 @@ def prepare(
         for graph in (graph for graph in names if original(graph) == name and "_onnx-" in graph):
             assert isinstance(model, UltraFastBertModel)
             write_graph(model, directory / f"{graph}.onnx", int8=graph.endswith("int8"))
-        for workload in arguments.workloads:
-            tokens, mask = inputs(workload, arguments.vocabulary)
+        for workload in workloads:
+            tokens, mask = inputs(workload, config.vocab_size)
             with torch.inference_mode():
                 references[name, workload] = model(tokens, attention_mask=mask).last_hidden_state
     if any(name.startswith(PEERS) for name in names):
