@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -24,6 +25,7 @@ from ultrafastbert.pretraining.in_flight import StepsInFlight
 from ultrafastbert.pretraining.step import TrainingStep
 from ultrafastbert.pretraining.trainer import Trainer, pretrain
 from ultrafastbert.runs import backend, precision
+from ultrafastbert.runs.interrupts import Interrupt
 from ultrafastbert.runs.reporter import read_metrics
 from ultrafastbert.utils import hardware, progress
 from ultrafastbert.utils.errors import Interrupted, UserError
@@ -518,6 +520,39 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(make_arguments, tm
     assert "resuming at step" in finish(launch(tmp_path, 2, arguments))
     metrics = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in metrics] == list(range(20, 601, 20))
+
+
+@pytest.mark.parametrize("other", [0, signal.SIGINT])
+def test_a_signal_while_processes_agree_is_not_lost(other):
+    """It arrives while a process waits for the others, one of which may have another signal."""
+    interrupt = Interrupt()
+
+    def gather(number):
+        if not waited:
+            interrupt.signal = signal.SIGTERM
+        waited.append(number.item())
+        return torch.stack([number, torch.tensor(0 if len(waited) > 1 else other)])
+
+    waited = []
+    run = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2, device="cpu", gather=gather))
+    assert Trainer._is_interrupted(run, interrupt, first=True) == bool(other)
+    assert interrupt.signal == (other or signal.SIGTERM)
+    assert not Trainer._is_interrupted(run, interrupt, first=False)
+    assert Trainer._is_interrupted(run, interrupt, first=True) and waited == [0, other or signal.SIGTERM]
+
+
+@pytest.mark.slow
+def test_several_processes_stop_after_a_signal(make_arguments, tmp_path):
+    arguments = make_arguments(max_steps=100_000, checkpoint_every=100_000, log_every=5, eval_every=100_000)
+    job, metrics = launch(tmp_path, 2, arguments), tmp_path / "run" / "metrics.jsonl"
+    while not read_metrics(metrics):
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    _, error = job.communicate(timeout=60)
+    assert "stopped by signal 15 after step" in error and "forcefully" not in error
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert checkpoint.name in error
 
 
 def test_command_line_prints_errors_without_a_traceback(tmp_path):

@@ -309,8 +309,9 @@ class Trainer:
             return False
         signal = torch.tensor(interrupt.signal or 0, device=self.accelerator.device)
         signals: Any = self.accelerator.gather(signal)  # a tensor
-        interrupt.signal = signals.max().item() or None
-        return interrupt.signal is not None
+        if agreed := int(signals.max()):
+            interrupt.signal = agreed
+        return agreed > 0  # not of one that arrived just now: the others learn of it in the next step
 
 
 def _check_training_memory(parameters: int, device: torch.device) -> None:
