@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -445,11 +446,12 @@ def test_a_resumed_run_keeps_the_backends_that_were_measured(make_arguments, mon
     assert f"trees of {size}: backend gather (as before)" in output
 
 
-def launch(tmp_path, processes, arguments):
+def launch(tmp_path, processes, arguments, *options):
     """Starts `train_mlm.py` in several processes under torchrun."""
     file = tmp_path / "arguments.yaml"
     file.write_text(json.dumps(arguments.to_dict()))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    torchrun += options or ["--standalone"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [*torchrun, str(ROOT / "train_mlm.py"), "--config", str(file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -487,6 +489,23 @@ def test_several_processes_train_as_one(make_arguments, tmp_path, as_one, proces
     arguments = make_arguments(output_dir=tmp_path / "several", micro_batch_size=12 // processes, **options)
     assert f"{processes} processes" in finish(launch(tmp_path, processes, arguments))
     compare("several")
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one(make_arguments, tmp_path, as_one):
+    """Each has a torchrun of its own; the second one starts later, and the first one waits for it."""
+    options, compare = as_one
+    arguments = make_arguments(output_dir=tmp_path / "machines", micro_batch_size=6, **options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"--rdzv_endpoint=127.0.0.1:{free.getsockname()[1]}"
+    rendezvous = ["--nnodes=2", "--rdzv_backend=c10d", "--rdzv_id=test", endpoint]
+    first = launch(tmp_path, 1, arguments, *rendezvous, "--rdzv_conf=is_host=1")
+    time.sleep(1)
+    second = launch(tmp_path, 1, arguments, *rendezvous, "--rdzv_conf=is_host=0")
+    outputs = [finish(first), finish(second)]
+    assert sum("2 processes" in output for output in outputs) == 1  # the first process alone prints
+    compare("machines")
 
 
 @pytest.mark.slow

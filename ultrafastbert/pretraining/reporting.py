@@ -164,7 +164,7 @@ def describe(evaluation: Evaluation, unigram_entropy: float) -> str:
     if evaluation.leaves_used:
         used, entropy = evaluation.leaves_used, evaluation.leaf_entropy
         text += (
-            f"; leaves used {min(used):.0%} to {max(used):.0%} per layer,"
+            f"; leaves used {min(used):.1%} to {max(used):.1%} per layer,"
             f" entropy of their use {min(entropy):.2f} to {max(entropy):.2f} (1: even)"
         )
     return text
