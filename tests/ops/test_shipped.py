@@ -109,6 +109,12 @@ def test_a_library_that_cannot_be_loaded_is_built_instead(carried, monkeypatch):
     assert loaded == [library, build.build()]
 
 
+def test_without_a_compiler_nothing_is_compiled(carried, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(build.BuildError, match="there is no C\\+\\+ compiler '/nowhere/c\\+\\+'"):
+        shipped.compile_all(carried)
+
+
 def test_a_failing_compiler_is_named(carried, monkeypatch):
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(build.BuildError, match="exited with code 1"):

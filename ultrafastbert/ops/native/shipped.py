@@ -16,7 +16,16 @@ from typing import NamedTuple
 
 import torch
 
-from ultrafastbert.ops.native.compiling import FLAGS, BuildError, compile_library, digest, intact, source_texts
+from ultrafastbert.ops.native.compiling import (
+    FLAGS,
+    BuildError,
+    compile_library,
+    compiler_command,
+    compiler_version,
+    digest,
+    intact,
+    source_texts,
+)
 from ultrafastbert.utils.hardware import processor_has
 
 DIRECTORY = Path(__file__).with_name("libraries")
@@ -76,6 +85,8 @@ def compile_all(directory: Path = DIRECTORY) -> list[Path]:
     levels = LEVELS.get(platform.machine())
     if levels is None:
         raise BuildError(f"this machine is of the architecture {platform.machine()}; it should be {', '.join(LEVELS)}")
+    if compiler_version() is None:
+        raise BuildError(f"there is no C++ compiler {compiler_command()!r}; install g++ 12 or later, or set CXX")
     directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=2) as pool:  # a compiler takes half a gigabyte
         return list(pool.map(lambda level: compile_library(directory, _name(level), level.flags), levels))
