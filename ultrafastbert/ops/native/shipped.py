@@ -24,6 +24,7 @@ from ultrafastbert.ops.native.compiling import (
     compiler_version,
     digest,
     intact,
+    remove_left_over,
     source_texts,
 )
 from ultrafastbert.utils.hardware import processor_has
@@ -88,6 +89,7 @@ def compile_all(directory: Path = DIRECTORY) -> list[Path]:
     if compiler_version() is None:
         raise BuildError(f"there is no C++ compiler {compiler_command()!r}; install g++ 12 or later, or set CXX")
     directory.mkdir(parents=True, exist_ok=True)
+    remove_left_over(directory)
     with ThreadPoolExecutor(max_workers=2) as pool:  # a compiler takes half a gigabyte
         return list(pool.map(lambda level: compile_library(directory, _name(level), level.flags), levels))
 
