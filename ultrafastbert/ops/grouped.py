@@ -94,8 +94,7 @@ def tiled_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return sums.to(a.dtype).view(groups, a.shape[0], b.shape[1])
 
 
-@torch.library.custom_op("ultrafastbert::grouped_mm", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def looped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+def _looped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     """`grouped_mm` as a loop over the groups."""
     last = ends.tolist()
     groups = list(zip([0, *last[:-1]], last, strict=True))
@@ -110,8 +109,18 @@ def looped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return product
 
 
-@looped_mm.register_fake
-def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+def _looped_shape(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     if b.dim() == 3:
         return a.new_empty(a.shape[0], b.shape[2])
     return a.new_empty(ends.shape[0], a.shape[0], b.shape[1])
+
+
+if hasattr(torch.ops.ultrafastbert, "grouped_mm"):
+    # Models from the Hub bring copies of this file. An operator that is defined anew leaves the callers of the earlier
+    # one with freed memory.
+    looped_mm = torch.ops.ultrafastbert.grouped_mm
+else:
+    looped_mm = torch.library.custom_op(
+        "ultrafastbert::grouped_mm", _looped_mm, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+    )
+    looped_mm.register_fake(_looped_shape)
