@@ -1,6 +1,8 @@
 """The blocked evaluation: the function and gradients of `reference` for any distribution of tokens over subtrees, and
 static shapes."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -353,3 +355,14 @@ def test_in_inference_mode():
     with torch.inference_mode():
         output = ops.fff(*arguments, backend="blocked")
     torch.testing.assert_close(output, ops.fff(*arguments, backend="reference"), rtol=1e-5, atol=1e-5)
+
+
+def test_copies_of_the_module_share_the_operator():
+    """Models from the Hub bring copies; defining the operator again would free what the first one's callers use."""
+    before = torch.ops.ultrafastbert.grouped_mm.default
+    spec = importlib.util.spec_from_file_location("copy_of_grouped", grouped.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert copy.looped_mm.default is before is torch.ops.ultrafastbert.grouped_mm.default
+    a, b, ends = torch.randn(5, 3), torch.randn(2, 3, 4), torch.tensor([2, 5], dtype=torch.int32)
+    torch.testing.assert_close(copy.looped_mm(a, b, ends), grouped.looped_mm(a, b, ends), rtol=0, atol=0)
